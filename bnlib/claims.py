@@ -1,0 +1,55 @@
+"""The scoreboard: every declared claim against the best record there is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bnlib import records
+from bnlib.experiments import CLAIMS
+
+
+def scoreboard(chapter: str | None = None) -> list[dict[str, Any]]:
+    """One row per claim (of one chapter, or of all), in the order of the book.
+
+    Keys: id, statement, source, where, chapter, experiment, scale, n_seeds, quantity, unit, value (median
+    over the seeds), low and high (their range), criterion, verdict, note.  A claim whose experiment has no
+    record has the verdict "not recorded" and no value.  Raises RecordError if a record is damaged.
+    """
+    rows = []
+    loaded: dict[str, records.Record] = {}
+    for claim in CLAIMS.values():
+        if chapter is not None and claim.chapter != chapter:
+            continue
+        scale = records.best_scale(claim.experiment)
+        if scale is None:
+            rows.append(_unrecorded(claim.id))
+            continue
+        if claim.experiment not in loaded:
+            loaded[claim.experiment] = records.load(claim.experiment, scale)
+        rows.append(claim.judge(loaded[claim.experiment]))
+    return rows
+
+
+def verdict(claim_id: str) -> dict[str, Any]:
+    """One claim's row; LookupError if there is no such claim."""
+    if claim_id not in CLAIMS:
+        raise LookupError(f"there is no claim {claim_id!r}: choose one of {', '.join(CLAIMS)}")
+    claim = CLAIMS[claim_id]
+    if records.best_scale(claim.experiment) is None:
+        return _unrecorded(claim_id)
+    return claim.judge(records.load(claim.experiment))
+
+
+def _unrecorded(claim_id: str) -> dict[str, Any]:
+    claim = CLAIMS[claim_id]
+    fields = ("id", "statement", "source", "where", "chapter", "experiment", "quantity", "unit", "note")
+    return {
+        **{name: getattr(claim, name) for name in fields},
+        "scale": None,
+        "n_seeds": 0,
+        "value": None,
+        "low": None,
+        "high": None,
+        "criterion": str(claim.criterion),
+        "verdict": "not recorded",
+    }

@@ -70,9 +70,10 @@ def fit(
     of every n steps done.
     """
     optimiser = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
-    stream = data.batches(len(dataset.x_train), batch_size, seed)
+    device = dataset.x_train.device
+    stream = data.batches(len(dataset.x_train), batch_size, seed, device=device)
     plugged = tuple(plugged)
-    losses = torch.full((steps,), math.nan, device=dataset.x_train.device)
+    losses = torch.full((steps,), math.nan, device=device)
     rows: list[Row] = []
     model.train()
 
@@ -87,7 +88,7 @@ def fit(
             stop = diverged(step)
             if stop is not None:
                 break
-        indices = next(stream).to(dataset.x_train.device)
+        indices = next(stream)
         x, y = dataset.x_train[indices], dataset.y_train[indices]
         if due:
             state = State(step, model, x, y, lr, dataset)

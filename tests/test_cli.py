@@ -1,0 +1,158 @@
+"""The command line: what it prints, and one clear sentence and a non-zero status for everything that goes
+wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from bnlib import __version__
+from bnlib.__main__ import main
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("BNLIB_RECORDS", str(tmp_path / "records"))
+    return tmp_path
+
+
+def _fails(capsys, *arguments: str) -> str:
+    assert main(list(arguments)) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("bnlib: ")
+    return error
+
+
+def test_list_names_every_experiment(capsys):
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("mechanics", "training", "replication", "mnist", "robustness"))
+    assert "nothing yet" in out
+
+
+def test_run_verify_claims(capsys):
+    assert main(["run", "mechanics", "--scale", "smoke", "--workers", "2"]) == 0
+    assert "5 runs of 5 seeds recorded at smoke scale" in capsys.readouterr().out
+    assert main(["verify"]) == 0
+    assert "mechanics/smoke: good (5 runs, 5 seeds)" in capsys.readouterr().out
+    assert main(["claims", "--json"]) == 0
+    rows = {row["id"]: row for row in json.loads(capsys.readouterr().out)}
+    expected = {
+        "id",
+        "statement",
+        "source",
+        "chapter",
+        "scale",
+        "n_seeds",
+        "value",
+        "low",
+        "high",
+        "criterion",
+        "verdict",
+    }
+    assert expected <= set(rows["fold"])
+    assert rows["fold"]["verdict"] == "holds" and rows["fold"]["n_seeds"] == 5
+    assert rows["faster"]["verdict"] == "not recorded"
+    assert main(["claims"]) == 0
+    assert "HOLDS" in capsys.readouterr().out
+
+
+def test_more_seeds_are_added_and_fewer_are_refused(capsys):
+    assert main(["run", "mechanics", "--scale", "smoke", "--seeds", "1", "--workers", "1"]) == 0
+    assert main(["run", "mechanics", "--scale", "smoke", "--seeds", "2", "--resume", "--workers", "1"]) == 0
+    assert "2 runs of 2 seeds" in capsys.readouterr().out
+    assert "recorded at smoke scale with 2 seeds; 1 would replace them" in _fails(
+        capsys, "run", "mechanics", "--scale", "smoke", "--seeds", "1"
+    )
+
+
+def test_verify_fails_on_damage(capsys, folder):
+    assert main(["run", "mechanics", "--scale", "smoke", "--seeds", "1", "--workers", "1"]) == 0
+    path = folder / "records/mechanics/smoke.parquet"
+    path.write_bytes(path.read_bytes()[:-10])
+    capsys.readouterr()
+    assert main(["verify"]) == 1
+    assert "damaged" in capsys.readouterr().out
+    assert "damaged" in _fails(capsys, "claims")
+
+
+def test_a_damaged_record_can_be_recorded_again(capsys, folder):
+    for extra in ([], ["--resume"]):
+        path = folder / "records/mechanics/smoke.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{ damaged")
+        assert main(["run", "mechanics", "--scale", "smoke", "--seeds", "1", "--workers", "1", *extra]) == 0
+        assert main(["verify"]) == 0
+
+
+def test_wrong_names_are_explained(capsys):
+    assert "did you mean 'training'" in _fails(capsys, "run", "trainin")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "training", "--scale", "huge"],
+        ["run", "training", "--seeds", "0"],
+        ["run", "training", "--seeds", "many"],
+        ["run"],
+        ["fly"],
+        [],
+    ],
+)
+def test_wrong_calls_exit_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "usage: bnlib" in capsys.readouterr().err
+
+
+def test_missing_data_is_one_sentence_before_any_work(capsys, folder, monkeypatch):
+    from bnlib import data
+
+    def no_network(name, root, *rest):
+        raise data.DataError(
+            f"CIFAR-10 is not in {root} and could not be downloaded (no network): put it there."
+        )
+
+    monkeypatch.setenv("BNLIB_DATA", str(folder / "empty"))
+    monkeypatch.setattr(data, "_download", no_network)
+    error = _fails(capsys, "run", "training", "--scale", "laptop", "--seeds", "1")
+    assert "CIFAR-10 is not in" in error
+    assert not list((folder / "records").glob("training/*.json"))
+
+
+def test_a_gpu_that_is_not_there(capsys, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "PyTorch sees no GPU" in _fails(capsys, "run", "training", "--device", "cuda")
+
+
+def test_an_unknown_chapter_is_explained(capsys):
+    assert "there is no chapter '99-nothing': choose from 01-mechanics" in _fails(
+        capsys, "execute", "99-nothing"
+    )
+
+
+def test_version_and_a_closed_pipe():
+    version = subprocess.run(
+        [sys.executable, "-m", "bnlib", "--version"], capture_output=True, text=True, check=True
+    )
+    assert version.stdout.strip() == f"bnlib {__version__}"
+    reader, writer = os.pipe()
+    os.close(reader)
+    closed = subprocess.run(
+        [sys.executable, "-m", "bnlib", "list"], stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    assert "Traceback" not in closed.stderr
+
+
+def test_listing_and_judging_do_not_import_torch():
+    code = "import sys; from bnlib.__main__ import main; main(['list']); main(['claims']); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -1,0 +1,292 @@
+"""Records: whole or not at all, the same runs give the same bytes, and damage is refused by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from bnlib import records
+from bnlib.records import RecordError
+from bnlib.specs import Experiment, Run, canonical
+
+
+def _runs(scale: str, seed: int) -> list[Run]:
+    return [Run(arm, seed, {"lr": 0.1, "model": {"depth": 3}}, ("lr",)) for arm in ("standard", "bn")]
+
+
+TOY = Experiment("toy", "A toy", "00-toy", "Does it work?", _runs, {"smoke": 2, "laptop": 5, "paper": 5})
+
+
+def _save(scale: str = "smoke", seeds: int = 2, seconds: float = 1.5) -> records.Record:
+    runs = TOY.all_runs(scale, seeds)
+    finished = {
+        run.digest: {"rows": [(0, "", "loss", 2.5), (1, "conv1", "mean", run.seed / 3)], "seconds": seconds}
+        for run in runs
+    }
+    return records.save("toy", scale, runs, finished, {"command": "made in a test", "seconds": seconds})
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("BNLIB_RECORDS", str(tmp_path))
+    return tmp_path
+
+
+def test_what_is_saved_is_loaded():
+    _save()
+    record = records.load("toy")
+    assert (record.name, record.scale, record.seeds) == ("toy", "smoke", 2)
+    assert record.table.num_rows == 8
+    frame = record.frame("lr", "depth", metric="mean")
+    assert frame["value"].tolist() == [0.0, 0.0, 1 / 3, 1 / 3]
+    assert frame["arm"].tolist() == ["standard", "bn"] * 2
+    assert set(frame["lr"]) == {0.1} and set(frame["depth"]) == {3}
+    with pytest.raises(RecordError, match="no metric 'accuracy'"):
+        record.frame(metric="accuracy")
+
+
+def test_equal_runs_give_equal_bytes_whatever_the_clock_says(folder):
+    _save(seconds=1.0)
+    first = (folder / "toy/smoke.parquet").read_bytes()
+    _save(seconds=2.0)
+    assert (folder / "toy/smoke.parquet").read_bytes() == first
+
+
+def test_the_largest_recorded_scale_is_the_best():
+    _save("smoke")
+    assert records.best_scale("toy") == "smoke"
+    _save("laptop", seeds=5)
+    assert records.best_scale("toy") == "laptop"
+    assert records.load("toy").scale == "laptop"
+    assert records.load("toy", "smoke").scale == "smoke"
+    assert records.recorded() == [("toy", "smoke"), ("toy", "laptop")]
+
+
+def test_a_missing_record_says_how_to_make_it():
+    with pytest.raises(RecordError, match="bnlib run toy --scale smoke"):
+        records.load("toy")
+    with pytest.raises(RecordError, match="not recorded at paper scale"):
+        records.load("toy", "paper")
+
+
+def _truncate(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def _flip(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("file", ["smoke.json", "smoke.parquet"])
+@pytest.mark.parametrize("damage", [_truncate, _flip, lambda content: b"", lambda content: b"\x00" * 64])
+def test_damage_is_refused_by_name(folder, file, damage):
+    _save()
+    path = folder / "toy" / file
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(RecordError) as caught:
+        records.load("toy", "smoke")
+    assert file in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_single_bit_of_the_provenance_counts(folder):
+    _save()
+    path = folder / "toy/smoke.json"
+    good = path.read_bytes()
+    for position in range(0, len(good), 7):
+        path.write_bytes(good[:position] + bytes([good[position] ^ 4]) + good[position + 1 :])
+        try:
+            assert records.load("toy", "smoke").provenance == json.loads(good)
+        except (RecordError, AssertionError) as error:
+            assert isinstance(error, RecordError), f"bit {position} changed what was loaded"
+
+
+def test_a_table_from_another_record_is_foreign(folder):
+    _save("smoke")
+    _save("laptop", seeds=5)
+    (folder / "toy/smoke.parquet").write_bytes((folder / "toy/laptop.parquet").read_bytes())
+    with pytest.raises(RecordError, match=r"smoke\.parquet is damaged or foreign"):
+        records.load("toy", "smoke")
+
+
+def test_a_record_copied_to_another_name_is_refused(folder):
+    _save("smoke")
+    (folder / "other").mkdir()
+    for file in ("smoke.json", "smoke.parquet"):
+        (folder / "other" / file).write_bytes((folder / "toy" / file).read_bytes())
+    with pytest.raises(RecordError, match="belongs to toy at smoke scale"):
+        records.load("other")
+
+
+def test_a_file_of_another_kind_is_refused(folder):
+    _save()
+    (folder / "toy/smoke.json").write_text('{"format": "something else"}')
+    with pytest.raises(RecordError, match=r"smoke\.json is not a bnlib-record file"):
+        records.load("toy", "smoke")
+
+
+def test_a_newer_format_asks_for_an_upgrade(folder):
+    _save()
+    path = folder / "toy/smoke.json"
+    body = json.loads(path.read_text())
+    body["version"] = records.VERSION + 1
+    path.write_text(json.dumps(body))
+    with pytest.raises(RecordError, match=r"smoke\.json was written by a newer bnlib .* upgrade bnlib"):
+        records.load("toy", "smoke")
+
+
+def test_a_missing_table_is_named(folder):
+    _save()
+    (folder / "toy/smoke.parquet").unlink()
+    with pytest.raises(RecordError, match=r"smoke\.parquet is missing"):
+        records.load("toy", "smoke")
+
+
+def test_a_damaged_finished_run_is_run_again(folder):
+    run = TOY.all_runs("smoke")[0]
+    records.save_run("toy", "smoke", run, [(0, "", "loss", 1.0)], 0.5)
+    assert records.load_run("toy", "smoke", run)["rows"] == [[0, "", "loss", 1.0]]
+    path = folder / "toy/smoke.partial" / f"{run.digest}.json"
+    path.write_bytes(_truncate(path.read_bytes()))
+    assert records.load_run("toy", "smoke", run) is None
+    assert not path.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(folder, monkeypatch):
+    blocker = folder / "a-file"
+    blocker.write_text("not a folder")
+    monkeypatch.setenv("BNLIB_RECORDS", str(blocker / "records"))
+    with pytest.raises(RecordError, match="set BNLIB_RECORDS to a folder of yours"):
+        _save()
+    with (
+        pytest.raises(RecordError, match="set BNLIB_RECORDS to a folder of yours"),
+        records.recording_lock("toy", "smoke"),
+    ):
+        pass
+
+
+def test_a_full_disk_leaves_the_old_record(folder, monkeypatch):
+    _save(seconds=1.0)
+    before = (folder / "toy/smoke.json").read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RecordError, match="No space left on device"):
+        _save(seconds=2.0)
+    assert (folder / "toy/smoke.json").read_bytes() == before
+    assert records.load("toy").provenance["seconds"] == 1.0
+    assert not [path for path in (folder / "toy").iterdir() if path.name.startswith(".")]
+
+
+def test_two_recordings_of_the_same_exclude_each_other():
+    with (
+        records.recording_lock("toy", "smoke"),
+        pytest.raises(RecordError, match="another process is recording toy at smoke scale"),
+        records.recording_lock("toy", "smoke"),
+    ):
+        pass
+    with records.recording_lock("toy", "smoke"), records.recording_lock("toy", "laptop"):
+        pass
+
+
+def test_a_changed_declaration_is_told_apart():
+    record = _save()
+    assert records.compare(record, TOY) == []
+    slower = Experiment("toy", "", "", "", lambda scale, seed: [
+        Run(run.arm, run.seed, {**run.settings, "steps": 7}, run.factors) for run in _runs(scale, seed)
+    ])  # fmt: skip
+    assert "other settings (steps)" in records.compare(record, slower)[0]
+    fewer = Experiment("toy", "", "", "", lambda scale, seed: _runs(scale, seed)[:1])
+    assert "no longer declared" in records.compare(record, fewer)[0]
+    more = Experiment(
+        "toy", "", "", "", lambda scale, seed: [*_runs(scale, seed), Run("noisy_bn", seed, {"lr": 0.1})]
+    )
+    assert "lacks the declared run" in records.compare(record, more)[0]
+
+
+def test_the_digest_does_not_depend_on_the_order_of_settings():
+    one = Run("bn", 0, {"a": 1, "b": {"c": 2, "d": 3}})
+    two = Run("bn", 0, {"b": {"d": 3, "c": 2}, "a": 1})
+    assert one.digest == two.digest
+    assert one.digest != Run("bn", 1, one.settings).digest
+    assert canonical({"b": 1, "a": 2}) == b'{"a":2,"b":1}'
+
+
+def _run_cli(*arguments: str, root: Path, **options) -> subprocess.Popen:
+    environment = {**os.environ, "BNLIB_RECORDS": str(root)}
+    command = [
+        sys.executable,
+        "-m",
+        "bnlib",
+        "run",
+        "replication",
+        "--scale",
+        "smoke",
+        "--workers",
+        "1",
+        *arguments,
+    ]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_kill_and_resume_gives_the_bytes_of_an_undisturbed_run(folder):
+    whole, broken = folder / "whole", folder / "broken"
+    assert _run_cli("--seeds", "1", root=whole).wait(timeout=120) == 0
+
+    process = _run_cli("--seeds", "1", root=broken, start_new_session=True)
+    partial = broken / "replication/smoke.partial"
+    deadline = time.monotonic() + 60
+    while not list(partial.glob("*.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)  # the parent alone: its worker must leave by itself
+    process.wait()
+    assert not (broken / "replication/smoke.json").exists()
+    assert list(partial.glob("*.json")), "a finished run was kept"
+
+    refused = _run_cli("--seeds", "1", root=broken)
+    assert refused.wait(timeout=60) == 1
+    assert "continue it with --resume" in refused.stderr.read()
+
+    assert _run_cli("--seeds", "1", "--resume", root=broken).wait(timeout=120) == 0
+    assert not partial.exists()
+    name = "replication/smoke.parquet"
+    assert (broken / name).read_bytes() == (whole / name).read_bytes()
+    assert pq.read_table(broken / name).num_rows > 0
+
+
+def test_workers_leave_with_a_killed_parent(folder):
+    process = _run_cli("--seeds", "2", root=folder / "orphans", start_new_session=True)
+    partial = folder / "orphans/replication/smoke.partial"
+    deadline = time.monotonic() + 60
+    while not list(partial.glob("*.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 20
+    while _session_alive(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _session_alive(process.pid)
+
+
+def _session_alive(session: int) -> bool:
+    """Does any process of the session that the killed parent led still run?"""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            if int(fields[3]) == session and fields[0] != "Z":
+                return True
+    return False

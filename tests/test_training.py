@@ -1,0 +1,136 @@
+"""The training loop: SGD as written, paired arms, probes that leave no trace, divergence as a recorded
+outcome."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bnlib import data, models, probes, training
+from bnlib.experiments import find
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits", dtype=torch.float64)
+
+
+def _net(norm: str = "batch") -> nn.Module:
+    return models.initialise(models.digit_cnn(norm=norm, size=8, width=4), seed=3).double()
+
+
+def _rows(rows, metric):
+    return {step: value for step, _, name, value in rows if name == metric}
+
+
+def test_it_is_gradient_descent_on_the_index_stream(digits):
+    """Oracle: W <- W - lr grad, written out by hand over the same batches."""
+    trained, by_hand = _net(), _net()
+    rows = training.fit(trained, digits, lr=0.05, steps=7, batch_size=32, seed=5)
+    stream = data.batches(len(digits.x_train), 32, 5)
+    for step in range(7):
+        indices = next(stream)
+        loss = F.cross_entropy(by_hand(digits.x_train[indices]), digits.y_train[indices])
+        gradients = torch.autograd.grad(loss, list(by_hand.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(by_hand.parameters(), gradients, strict=True):
+                parameter -= 0.05 * gradient
+        assert _rows(rows, "train_loss")[step] == pytest.approx(loss.item(), abs=1e-6)
+    for one, other in zip(trained.parameters(), by_hand.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-12, rtol=0)
+
+
+def test_momentum_and_weight_decay_are_torchs(digits):
+    ours, theirs = _net(), _net()
+    training.fit(ours, digits, lr=0.05, steps=5, batch_size=32, seed=5, momentum=0.9, weight_decay=0.01)
+    optimiser = torch.optim.SGD(theirs.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
+    stream = data.batches(len(digits.x_train), 32, 5)
+    for _ in range(5):
+        indices = next(stream)
+        optimiser.zero_grad()
+        F.cross_entropy(theirs(digits.x_train[indices]), digits.y_train[indices]).backward()
+        optimiser.step()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-12, rtol=0)
+
+
+def test_arms_start_from_the_same_weights_and_see_the_same_batches(digits):
+    seen: dict[str, list[torch.Tensor]] = {"none": [], "batch": []}
+    for norm, batches in seen.items():
+        watch = training.Probe(lambda state, batches=batches: batches.append(state.x.clone()) or [], 1)
+        training.fit(_net(norm), digits, lr=0.1, steps=4, batch_size=16, seed=1, plugged=[watch])
+    assert len(seen["none"]) == 5
+    assert all(torch.equal(a, b) for a, b in zip(*seen.values(), strict=True))
+    for (_, one), (_, other) in zip(models.layers(_net("none")), models.layers(_net("batch")), strict=True):
+        assert torch.equal(one.weight, other.weight)
+
+
+def test_the_last_evaluation_comes_after_the_last_update(digits):
+    steps = []
+    watch = training.Probe(lambda state: steps.append(state.step) or [], 4)
+    training.fit(_net(), digits, lr=0.1, steps=10, batch_size=16, seed=1, plugged=[watch])
+    assert steps == [0, 4, 8, 10]
+
+
+def test_the_loss_is_averaged_over_windows(digits):
+    every = training.fit(_net(), digits, lr=0.1, steps=6, batch_size=16, seed=1)
+    thirds = training.fit(_net(), digits, lr=0.1, steps=6, batch_size=16, seed=1, loss_every=3)
+    losses = _rows(every, "train_loss")
+    assert _rows(thirds, "train_loss")[3] == pytest.approx(sum(losses[s] for s in (3, 4, 5)) / 3, rel=1e-12)
+
+
+def test_divergence_is_recorded_not_raised(digits):
+    """A learning rate of 1e30 gives a loss that is not finite at step 1 or 2."""
+    done = []
+    rows = training.fit(
+        _net("none").float(), data.load("digits"), lr=1e30, steps=60, batch_size=16, seed=1, tick=done.append
+    )
+    (step,) = _rows(rows, "diverged_at").values()
+    assert 1 <= step <= 3
+    assert all(s < step and math.isfinite(v) for s, v in _rows(rows, "train_loss").items())
+    assert sum(done) == 60, "the progress bar still reaches its end"
+
+
+def _snapshot(model: nn.Module) -> dict:
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    gradients = {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
+    modes = {name: module.training for name, module in model.named_modules()}
+    return {"state": state, "gradients": gradients, "modes": modes, "rng": torch.get_rng_state()}
+
+
+def _same(one, other) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def test_the_evaluation_leaves_no_trace(digits):
+    model = _net()
+    x, y = digits.x_train[:32], digits.y_train[:32]
+    F.cross_entropy(model(x), y).backward()
+    model.norm1.eval()  # a mode of its own, which must come back
+    before = _snapshot(model)
+    state = training.State(0, model, x, y, 0.1, digits)
+    measured = {metric: value for _, metric, value in probes.evaluation(state, chunk=100)}
+    assert _same(_snapshot(model), before)
+    with torch.no_grad(), probes.evaluating(model):
+        logits = model(digits.x_test)
+    assert measured["test_loss"] == pytest.approx(F.cross_entropy(logits, digits.y_test).item(), rel=1e-12)
+    assert measured["test_accuracy"] == (logits.argmax(1) == digits.y_test).double().mean().item()
+
+
+def test_a_declared_run_can_be_trained_and_repeats_bit_for_bit():
+    declared = find("training").all_runs("smoke")[0]
+    once, again = (training.run(declared.settings, seed=declared.seed) for _ in range(2))
+    assert once == again
+    assert _rows(once, "test_accuracy")[declared.settings["steps"]] > 0.5
+
+
+def test_an_unknown_setting_is_refused():
+    declared = find("training").all_runs("smoke")[0]
+    with pytest.raises(TypeError, match="learning_rate"):
+        training.run({**declared.settings, "learning_rate": 0.1}, seed=0)

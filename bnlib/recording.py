@@ -61,7 +61,7 @@ def record(
         raise RecordError(f"device {device} was asked for, but PyTorch sees no GPU: use --device cpu")
     with records.recording_lock(name, scale):
         runs = _prepare(experiment, scale, seeds, resume)
-        started, clock = datetime.now(UTC), time.monotonic()
+        started, clock, source = datetime.now(UTC), time.monotonic(), source_digest()
         finished = {run.digest: kept for run in runs if (kept := records.load_run(name, scale, run))}
         missing = [run for run in runs if run.digest not in finished]
         _fetch_data(missing)
@@ -82,7 +82,7 @@ def record(
             "command": f"bnlib run {name} --scale {scale}" + (f" --seeds {seeds}" if seeds else ""),
             "device": _describe(device),
             "versions": _versions(),
-            "source_sha256": source_digest(),
+            "source_sha256": source,
         }
         return records.save(name, scale, runs, finished, provenance)
 

@@ -1,0 +1,237 @@
+"""The networks: VGG, digit CNN, MLP, deep linear net, each with the normalization as an argument.
+
+A model is a plain `nn.Sequential` whose layers have readable names: `model.conv4`, `model.norm4`,
+`model.relu4`. `norm` says which normalization ("none", "batch"), `where` after which layers: "everywhere",
+"nowhere" or a list of layer numbers, counted from 1. A layer that is followed by a normalization has no bias:
+the batch mean would subtract it again, its gradient is exactly zero.
+
+Models come initialised (Glorot uniform, seed 0) and neither read nor change torch's global random state.
+`initialise` draws other weights; they depend on the seed and on the position and shape of each convolution or
+linear layer, never on the normalization, so that the arms of an experiment start from the same weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bnlib.norms import BatchNorm
+
+#: name -> what makes the layer for a number of channels
+NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": BatchNorm}
+
+#: channels of each 3x3 convolution; "M" is a 2x2 max pooling (Simonyan and Zisserman 2015, table 1)
+VGG: dict[str, tuple[int | str, ...]] = {
+    "A": (64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"),
+    "D": (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"),
+}
+
+Where = str | Sequence[int]
+
+
+def vgg(
+    config: str = "A",
+    width: float = 1.0,
+    norm: str = "none",
+    where: Where = "everywhere",
+    in_channels: int = 3,
+    classes: int = 10,
+) -> nn.Sequential:
+    """VGG-like network for 32x32 images: 8 ("A") or 13 ("D") 3x3 convolutions, five poolings, a linear layer.
+
+    (N, in_channels, 32, 32) -> (N, classes). After each convolution come [norm] and ReLU: conv1, norm1,
+    relu1, pool1, conv2, ... `width` multiplies the channels (0.25: 16 to 128). "VGG-like", because papers
+    that use it on CIFAR-10 do not print their classifier; ours is a single linear layer on the 1x1 map that
+    is left after the last pooling. Raises ValueError for an unknown `config`, `norm` or layer number.
+    Source: Simonyan and Zisserman 2015, table 1.
+    """
+    if config not in VGG:
+        raise ValueError(f"Unknown VGG configuration {config!r}; choose one of {', '.join(VGG)}.")
+    plan = [c if c == "M" else max(1, round(c * width)) for c in VGG[config]]
+    places = _places(norm, where, sum(c != "M" for c in plan))
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    conv = pool = 0
+    for c in plan:
+        if c == "M":
+            pool += 1
+            parts[f"pool{pool}"] = nn.MaxPool2d(2)
+        else:
+            conv += 1
+            parts |= _block("conv", conv, in_channels, c, norm, conv in places, nn.ReLU())
+            in_channels = c
+    parts["flatten"] = nn.Flatten()
+    parts["classifier"] = _linear(in_channels, classes)
+    return initialise(nn.Sequential(parts))
+
+
+def digit_cnn(
+    norm: str = "none",
+    where: Where = "everywhere",
+    in_channels: int = 1,
+    size: int = 28,
+    width: int = 16,
+    classes: int = 10,
+) -> nn.Sequential:
+    """Small network for digits: (3x3 convolution, [norm], ReLU, 2x2 pooling) twice, then one linear layer.
+
+    (N, in_channels, size, size) -> (N, classes); `width` channels, then twice as many. 28 for MNIST, 8 for
+    scikit-learn's digits. Raises ValueError for size < 4, an unknown `norm` or layer number.
+    """
+    if size < 4:
+        raise ValueError(f"digit_cnn halves the image twice, so size must be at least 4, not {size}.")
+    places = _places(norm, where, 2)
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    for i, c in ((1, width), (2, 2 * width)):
+        parts |= _block("conv", i, in_channels, c, norm, i in places, nn.ReLU())
+        parts[f"pool{i}"] = nn.MaxPool2d(2)
+        in_channels = c
+    parts["flatten"] = nn.Flatten()
+    parts["classifier"] = _linear(in_channels * (size // 4) ** 2, classes)
+    return initialise(nn.Sequential(parts))
+
+
+def mlp(
+    depth: int = 2,
+    width: int = 128,
+    norm: str = "none",
+    where: Where = "everywhere",
+    in_features: int = 784,
+    classes: int = 10,
+) -> nn.Sequential:
+    """Fully connected network: `depth` hidden layers of `width` units (linear, [norm], ReLU), a linear layer.
+
+    (N, ...) with in_features values per sample -> (N, classes). `where` counts the hidden layers; depth = 0
+    is a linear classifier. Raises ValueError for an unknown `norm` or layer number.
+    """
+    places = _places(norm, where, depth)
+    parts: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    for i in range(1, depth + 1):
+        parts |= _block("linear", i, in_features, width, norm, i in places, nn.ReLU())
+        in_features = width
+    parts["classifier"] = _linear(in_features, classes)
+    return initialise(nn.Sequential(parts))
+
+
+def deep_linear(
+    depth: int = 25, width: int = 10, norm: str = "none", where: Where = "everywhere"
+) -> nn.Sequential:
+    """Deep linear network: `depth` square linear layers without bias, no nonlinearity.
+
+    (N, width) -> (N, width). "everywhere" means after all layers but the last, so that the output stays free.
+    The source does not say whether it normalises the last layer, so a list may also name that one. Raises
+    ValueError for an unknown `norm` or layer number. Source: Santurkar et al. 2018, the deep linear network
+    with 25 layers of 10 x 10.
+    """
+    if where == "everywhere":
+        where = range(1, depth)
+    places = _places(norm, where, depth)
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    for i in range(1, depth + 1):
+        parts[f"linear{i}"] = _linear(width, width, bias=False)
+        if i in places:
+            parts[f"norm{i}"] = NORMS[norm](width)
+    return initialise(nn.Sequential(parts))
+
+
+def build(name: str, **settings) -> nn.Sequential:
+    """The model `name`: "vgg", "digit_cnn", "mlp" or "deep_linear", with its arguments; else ValueError."""
+    models = {"vgg": vgg, "digit_cnn": digit_cnn, "mlp": mlp, "deep_linear": deep_linear}
+    if name not in models:
+        raise ValueError(f"Unknown model {name!r}; choose one of {', '.join(models)}.")
+    return models[name](**settings)
+
+
+def layers(model: nn.Module) -> list[tuple[str, nn.Conv2d | nn.Linear]]:
+    """Name and module of every convolution and linear layer, from input to output."""
+    return [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+
+
+#: scheme -> (distribution, variance of a weight from its fan-in and fan-out)
+SCHEMES: dict[str, tuple[str, Callable[[int, int], float]]] = {
+    "glorot_uniform": ("uniform", lambda fan_in, fan_out: 2 / (fan_in + fan_out)),
+    "glorot_normal": ("normal", lambda fan_in, fan_out: 2 / (fan_in + fan_out)),
+    "he_uniform": ("uniform", lambda fan_in, fan_out: 2 / fan_in),
+    "he_normal": ("normal", lambda fan_in, fan_out: 2 / fan_in),
+}
+
+
+@torch.no_grad()
+def initialise(
+    model: nn.Module, scheme: str = "glorot_uniform", gain: float = 1.0, seed: int = 0
+) -> nn.Module:
+    r"""Draw the weights of every convolution and linear layer, in place; returns the model.
+
+    $$\operatorname{Var} W=\text{gain}^2\cdot\frac{2}{\text{fan in}+\text{fan out}}\ \text{(Glorot)},\qquad
+    \text{gain}^2\cdot\frac{2}{\text{fan in}}\ \text{(He)}$$
+
+    A convolution's fans count its window: fan in = in channels * kernel height * kernel width. Biases and the
+    norms' beta become 0, gamma 1, running statistics as new. Weights depend only on `seed`, on the layer's
+    position in `layers(model)` and on its shape; they are drawn in float64, so they agree across dtypes and
+    devices up to rounding. Raises ValueError for an unknown scheme.
+    Sources: Glorot and Bengio 2010; He et al. 2015.
+    """
+    if scheme not in SCHEMES:
+        raise ValueError(f"Unknown initialisation {scheme!r}; choose one of {', '.join(SCHEMES)}.")
+    distribution, variance = SCHEMES[scheme]
+    for module in model.modules():
+        if getattr(module, "weight", None) is not None:
+            module.weight.fill_(1)
+        if getattr(module, "bias", None) is not None:
+            module.bias.zero_()
+        if hasattr(module, "reset_running_stats"):
+            module.reset_running_stats()
+    for position, (_, layer) in enumerate(layers(model)):
+        window = layer.weight[0, 0].numel()
+        fan_in, fan_out = layer.weight.shape[1] * window, layer.weight.shape[0] * window
+        std = gain * math.sqrt(variance(fan_in, fan_out))
+        layer.weight.copy_(std * _standard(distribution, layer.weight.shape, seed, position))
+    return model
+
+
+def _standard(distribution: str, shape: torch.Size, seed: int, position: int) -> Tensor:
+    """Samples with mean 0 and variance 1 from a random stream of their own for (seed, position)."""
+    stream = np.random.SeedSequence((seed, position)).generate_state(1, np.uint64)
+    generator = torch.Generator().manual_seed(int(stream[0]))
+    if distribution == "normal":
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+    return math.sqrt(3) * (2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1)
+
+
+def _places(norm: str, where: Where, count: int) -> set[int]:
+    """The numbers of the layers that a normalization follows."""
+    if norm != "none" and norm not in NORMS:
+        raise ValueError(f"Unknown norm {norm!r}; choose one of none, {', '.join(NORMS)}.")
+    if isinstance(where, str) and where not in ("everywhere", "nowhere"):
+        raise ValueError(f'where must be "everywhere", "nowhere" or a list of layer numbers, not {where!r}.')
+    if where == "everywhere":
+        where = range(1, count + 1)
+    elif where == "nowhere":
+        where = ()
+    if not set(where) <= set(range(1, count + 1)):
+        raise ValueError(f"where must name layers between 1 and {count} of this model, not {list(where)}.")
+    return set() if norm == "none" else set(where)
+
+
+def _block(
+    kind: str, i: int, fan_in: int, out: int, norm: str, normalised: bool, activation: nn.Module
+) -> dict[str, nn.Module]:
+    """Layer number i with its [norm] and activation, named."""
+    make = _conv if kind == "conv" else _linear
+    block = {f"{kind}{i}": make(fan_in, out, bias=not normalised)}
+    if normalised:
+        block[f"norm{i}"] = NORMS[norm](out)
+    return block | {f"relu{i}": activation}
+
+
+# skip_init: torch's own initialisation would draw from the global random state, and ours follows anyway.
+def _conv(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv2d:
+    return nn.utils.skip_init(nn.Conv2d, in_channels, out_channels, 3, padding=1, bias=bias)
+
+
+def _linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
+    return nn.utils.skip_init(nn.Linear, in_features, out_features, bias=bias)

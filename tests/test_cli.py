@@ -154,5 +154,8 @@ def test_version_and_a_closed_pipe():
 
 
 def test_listing_and_judging_do_not_import_torch():
-    code = "import sys; from bnlib.__main__ import main; main(['list']); main(['claims']); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from bnlib.__main__ import main; main(['list']); main(['claims']); "
+        "assert 'torch' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -22,6 +22,11 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # `bnlib list | head`
         sys.stderr.close()
         return 0
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("bnlib"):
+            raise
+        print(f'bnlib: this needs {error.name}: pip install "bnlib[chapters]"', file=sys.stderr)
+        return 1
     except Exception as error:
         if not _is_expected(error):
             raise
@@ -31,11 +36,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _is_expected(error: Exception) -> bool:
     """Errors whose message is a sentence for the reader; everything else is a bug and shows its traceback."""
-    expected: tuple[type[Exception], ...] = (records.RecordError, LookupError)
+    expected: tuple[type[Exception], ...] = (records.RecordError, LookupError, FileNotFoundError)
     # Looked up by module, so that a command that needs no torch does not import it to fail politely.
-    for module, name in (("bnlib.data", "DataError"), ("bnlib.notebook", "ExecutionError")):
+    for module, names in {
+        "bnlib.data": ["DataError"],
+        "bnlib.notebook": ["ExecutionError", "NotebookError"],
+    }.items():
         if module in sys.modules:
-            expected += (getattr(sys.modules[module], name),)
+            expected += tuple(getattr(sys.modules[module], name) for name in names)
     return isinstance(error, expected) and not isinstance(error, KeyError | IndexError)
 
 

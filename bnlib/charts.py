@@ -32,6 +32,8 @@ class Arm(NamedTuple):
 ARMS: dict[str, Arm] = {
     "standard": Arm("Standard", "#d25a00", (7, 3)),
     "bn": Arm("Batch norm", "#0078c3", (1, 0)),
+    # Batch norm too, started differently: the same colour, another dash.
+    "bn_small_gamma": Arm("BN, γ from 0.1", "#0078c3", (2, 3)),
     "bn_after_4": Arm("BN after 4th conv", "#00a596", (2, 2)),
     "noisy_bn": Arm("Noisy batch norm", "#4b4bff", (10, 3, 2, 3)),
     "noisy_standard": Arm("Noisy standard", "#a54b5a", (4, 4)),

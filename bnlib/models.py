@@ -162,7 +162,7 @@ SCHEMES: dict[str, tuple[str, Callable[[int, int], float]]] = {
 
 @torch.no_grad()
 def initialise(
-    model: nn.Module, scheme: str = "glorot_uniform", gain: float = 1.0, seed: int = 0
+    model: nn.Module, scheme: str = "glorot_uniform", gain: float = 1.0, seed: int = 0, gamma: float = 1.0
 ) -> nn.Module:
     r"""Draw the weights of every convolution and linear layer, in place; returns the model.
 
@@ -170,9 +170,9 @@ def initialise(
     \text{gain}^2\cdot\frac{2}{\text{fan in}}\ \text{(He)}$$
 
     A convolution's fans count its window: fan in = in channels * kernel height * kernel width. Biases and the
-    norms' beta become 0, gamma 1, running statistics as new. Weights depend only on `seed`, on the layer's
-    position in `layers(model)` and on its shape; they are drawn in float64, so they agree across dtypes and
-    devices up to rounding. Raises ValueError for an unknown scheme.
+    norms' beta become 0, their scale becomes `gamma`, their running statistics as new. Weights depend only on
+    `seed`, on the layer's position in `layers(model)` and on its shape; they are drawn in float64, so they
+    agree across dtypes and devices up to rounding. Raises ValueError for an unknown scheme.
     Sources: Glorot and Bengio 2010; He et al. 2015.
     """
     if scheme not in SCHEMES:
@@ -180,7 +180,7 @@ def initialise(
     distribution, variance = SCHEMES[scheme]
     for module in model.modules():
         if getattr(module, "weight", None) is not None:
-            module.weight.fill_(1)
+            module.weight.fill_(gamma)  # of the convolutions and linear layers: drawn below
         if getattr(module, "bias", None) is not None:
             module.bias.zero_()
         if hasattr(module, "reset_running_stats"):

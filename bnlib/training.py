@@ -121,7 +121,8 @@ def run(
     """Build what `settings` declares, train it, and return the rows.
 
     Settings: `dataset`, `model` (arguments of `bnlib.models.build`, with its `name`), `norm`, `where`,
-    `init`, `gain`, `eval_every`, `dtype` and the keyword arguments of `fit`.
+    `init`, `gain`, `gamma` (see `models.initialise`), `eval_every`, `dtype` and the keyword arguments of
+    `fit`.
     """
     rest = dict(settings)
     dataset = data.load(
@@ -129,7 +130,9 @@ def run(
     )
     architecture = {**rest.pop("model"), "norm": rest.pop("norm"), "where": rest.pop("where")}
     model = models.build(**architecture, **_input_arguments(architecture["name"], dataset))
-    models.initialise(model, rest.pop("init"), gain=rest.pop("gain", 1.0), seed=seed)
+    models.initialise(
+        model, rest.pop("init"), gain=rest.pop("gain", 1.0), seed=seed, gamma=rest.pop("gamma", 1.0)
+    )
     model = model.to(device=device, dtype=dataset.x_train.dtype, memory_format=torch.channels_last)
     evaluation = Probe(probes.evaluation, rest.pop("eval_every"))
     return fit(model, dataset, seed=seed, plugged=[evaluation], tick=tick, **rest)

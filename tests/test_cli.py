@@ -139,6 +139,35 @@ def test_an_unknown_chapter_is_explained(capsys):
     )
 
 
+def test_execute_outside_a_book_is_explained(capsys, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert "has no _toc.yml" in _fails(capsys, "execute")
+
+
+def test_a_failing_chapter_shows_its_traceback_and_stays(capsys, folder, monkeypatch):
+    import nbformat.v4 as v4
+
+    (folder / "_toc.yml").write_text("format: jb-book\nroot: broken\n")
+    broken = folder / "broken.ipynb"
+    broken.write_text(json.dumps(v4.new_notebook(cells=[v4.new_code_cell("1 / 0")])))
+    before = broken.read_bytes()
+    monkeypatch.chdir(folder)
+    assert main(["execute"]) == 1
+    error = capsys.readouterr().err
+    assert "cell 1 raised ZeroDivisionError" in error and "1 / 0" in error
+    assert broken.read_bytes() == before
+
+
+def test_a_missing_extra_is_named(capsys, monkeypatch):
+    from bnlib import claims
+
+    def without_pandas():
+        raise ModuleNotFoundError("No module named 'pandas'", name="pandas")
+
+    monkeypatch.setattr(claims, "scoreboard", without_pandas)
+    assert 'this needs pandas: pip install "bnlib[chapters]"' in _fails(capsys, "claims")
+
+
 def test_version_and_a_closed_pipe():
     version = subprocess.run(
         [sys.executable, "-m", "bnlib", "--version"], capture_output=True, text=True, check=True

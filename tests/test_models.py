@@ -191,6 +191,15 @@ def test_variance_of_the_weights(scheme, gain):
         assert torch.equal(layer.bias, torch.zeros_like(layer.bias))
 
 
+def test_gamma_is_where_the_norms_start():
+    model = initialise(digit_cnn("batch"), seed=1, gamma=0.1)
+    assert all((norm.weight == 0.1).all() for norm in (model.norm1, model.norm2))
+    plain = initialise(digit_cnn("batch"), seed=1)
+    assert all(
+        torch.equal(a.weight, b.weight) for (_, a), (_, b) in zip(layers(model), layers(plain), strict=True)
+    )
+
+
 def test_initialise_makes_a_trained_model_new():
     model = digit_cnn(norm="batch")
     fresh = {name: value.clone() for name, value in model.state_dict().items()}

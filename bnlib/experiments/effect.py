@@ -21,6 +21,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "standard": {"norm": "none", "where": "nowhere"},
     "bn": {"norm": "batch", "where": "everywhere"},
     "bn_after_4": {"norm": "batch", "where": [4]},
+    "bn_small_gamma": {"norm": "batch", "where": "everywhere", "gamma": 0.1},
 }
 
 
@@ -83,7 +84,7 @@ def _mnist(scale: str, seed: int) -> list[Run]:
     }[scale]
     return [
         _train(arm, seed, ("lr",), lr=lr, **common)
-        for arm, lr in product(("standard", "bn"), (MNIST_LOW, MNIST_HIGH))
+        for arm, lr in product(("standard", "bn", "bn_small_gamma"), (MNIST_LOW, MNIST_HIGH))
     ]
 
 
@@ -296,10 +297,13 @@ def _one_layer_share(record: Record) -> dict[int, float]:
     return {seed: one[seed] / all_layers[seed] for seed in one if all_layers.get(seed, 0) > 0}
 
 
-def _mnist_gap(record: Record) -> dict[int, float]:
-    rates = sorted({run["settings"]["lr"] for run in record.runs})
-    gaps = [_paired(final_accuracy(record, "bn", lr), final_accuracy(record, "standard", lr)) for lr in rates]
-    return _in_points(_paired(*gaps, combine=min))
+def _mnist_gap(arm: str) -> Callable[[Record], BySeed]:
+    def measure(record: Record) -> BySeed:
+        rates = (MNIST_LOW, MNIST_HIGH)
+        gaps = [_paired(final_accuracy(record, arm, r), final_accuracy(record, "standard", r)) for r in rates]
+        return _in_points(_paired(*gaps, combine=min))
+
+    return measure
 
 
 def _robustness_gap(record: Record) -> dict[int, float]:
@@ -411,8 +415,22 @@ CLAIMS = [
         experiment="mnist",
         quantity="final test accuracy with BN minus without, at the learning rate where the gap is smaller",
         unit="points",
-        measure=_mnist_gap,
+        measure=_mnist_gap("bn"),
         criterion=Criterion(">", 0.0),
+        note="With gamma = 1, as libraries start it. The post's code draws gamma near 0.1: see below.",
+    ),
+    Claim(
+        id="mnist-small-gamma",
+        statement="The same with gamma started at 0.1, the scale at which the post's code draws it.",
+        source="bektursun_blog",
+        where="published code, BN_model.js",
+        chapter=CHAPTER,
+        experiment="mnist",
+        quantity="final test accuracy with BN minus without, at the learning rate where the gap is smaller",
+        unit="points",
+        measure=_mnist_gap("bn_small_gamma"),
+        criterion=Criterion(">", 0.0),
+        note="Declared after the claim above had failed and after a pilot with one seed.",
     ),
     Claim(
         id="robust",

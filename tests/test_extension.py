@@ -1,0 +1,309 @@
+"""The Sphinx extension's plain functions: no browser, no build."""
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from sphinx.errors import ConfigError, ExtensionError
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "_ext"))
+from offline_book import assets, launch, listings, provenance, repository, scoreboard  # noqa: E402
+
+URL = "https://github.com/owner/book"
+BASE = "https://owner.github.io/book/"
+
+
+# --- the repository ------------------------------------------------------------------------------------
+
+
+def test_without_a_workflow_the_configured_addresses_stand():
+    assert repository.overridden(URL, BASE, {}) == (URL, BASE)
+    assert repository.overridden(URL, BASE, {"GITHUB_REPOSITORY": "owner/book"}) == (URL, BASE)
+
+
+def test_a_fork_overrides_both_addresses():
+    environment = {"GITHUB_REPOSITORY": "Reader/copy"}
+    expected = ("https://github.com/Reader/copy", "https://reader.github.io/copy/")
+    assert repository.overridden(URL, BASE, environment) == expected
+    environment["GITHUB_SERVER_URL"] = "https://git.example.org"
+    assert repository.overridden(URL, BASE, environment)[0] == "https://git.example.org/Reader/copy"
+
+
+def test_a_malformed_override_is_refused():
+    with pytest.raises(ConfigError, match="owner/name"):
+        repository.overridden(URL, BASE, {"GITHUB_REPOSITORY": "copy"})
+
+
+# --- Colab's cell --------------------------------------------------------------------------------------
+
+
+def notebook(*sources: str, tags: tuple = ("colab",), as_list: bool = True) -> str:
+    cells = [
+        {
+            "cell_type": "code",
+            "source": s.splitlines(keepends=True) if as_list else s,
+            "metadata": {"tags": list(tags)},
+        }
+        for s in sources
+    ]
+    return json.dumps({"cells": [{"cell_type": "markdown", "source": "# Ü", "metadata": {}}, *cells]})
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+def test_stamping_writes_the_address_once_and_again(as_list):
+    plain = notebook('# Colab\nrepository = ""  # filled in\nrun()', as_list=as_list)
+    once = launch.stamped(plain, URL)
+    cell = json.loads(once)["cells"][1]
+    assert "".join(cell["source"]) == f'# Colab\nrepository = "{URL}"  # filled in\nrun()'
+    assert isinstance(cell["source"], list) == as_list
+    assert launch.stamped(once, URL) == once
+    assert launch.stamped(once, "https://x.org/a/b") == launch.stamped(plain, "https://x.org/a/b")
+    assert "# Ü" in once
+
+
+def test_stamping_refuses_a_notebook_that_colab_could_not_run():
+    with pytest.raises(ValueError, match="no cell is tagged"):
+        launch.stamped(notebook('repository = ""', tags=()), URL)
+    with pytest.raises(ValueError, match="once"):
+        launch.stamped(notebook("print(1)"), URL)
+
+
+def test_launch_addresses():
+    here = repository.Repository(URL, "main")
+    assert launch.colab_url(here, "chapters/01").endswith(
+        "/github/owner/book/blob/gh-pages/_sources/chapters/01.ipynb"
+    )
+    assert launch.binder_url("https://hub.example/", here, "chapters") == (
+        "https://hub.example/v2/gh/owner/book/main?urlpath=lab/tree/chapters"
+    )
+
+
+# --- import maps and Altair's output -------------------------------------------------------------------
+
+
+def test_imports_are_read_out_of_the_widgets_code():
+    source = """
+        import embed from "https://cdn.example/vega-embed@7?deps=vega@6";
+        import * as d3 from 'https://cdn.example/d3';
+        const later = () => import("https://cdn.example/vega-embed@7?deps=vega@6");
+        const local = await import("./local.js"); // https://cdn.example/comment
+    """
+    assert assets.module_imports(source) == [
+        "https://cdn.example/vega-embed@7?deps=vega@6",
+        "https://cdn.example/d3",
+    ]
+
+
+def test_the_explorers_one_import_is_served_by_the_book():
+    import bnlib.widgets
+
+    source = Path(bnlib.widgets.__file__).with_name("explorer.js").read_text(encoding="utf-8")
+    states = [{"a": {"state": {"_esm": source}}, "b": {"state": {"value": 1}}}]
+    assert assets.import_map(states) == dict.fromkeys(assets.module_imports(source), assets.VEGA_EMBED_SHIM)
+    assert len(assets.module_imports(source)) == 1
+
+
+def test_an_import_that_the_book_cannot_serve_stops_the_build():
+    with pytest.raises(ExtensionError, match=r"https://cdn\.example/d3"):
+        assets.import_map([{"a": {"state": {"_esm": 'import d3 from "https://cdn.example/d3"'}}}])
+
+
+def test_altair_is_told_that_its_versions_are_there():
+    import altair as alt
+    import pandas as pd
+
+    body = alt.Chart(pd.DataFrame({"x": [1]})).mark_point().encode(x="x")._repr_mimebundle_()["text/html"]
+    assert assets.altair_versions(body) == {
+        "vega_version": alt.VEGA_VERSION,
+        "vegalite_version": alt.VEGALITE_VERSION,
+        "vegaembed_version": alt.VEGAEMBED_VERSION,
+    }
+    assert assets.altair_versions("<p>No chart.</p>") == {}
+
+
+def test_an_inline_script_is_kept_once():
+    def script(body: str | None) -> SimpleNamespace:
+        return SimpleNamespace(attributes={"body": body} if body else {})
+
+    scripts = [
+        script("const a = 1"),
+        script(None),
+        script("const b = 2"),
+        script("const a = 1"),
+        script(None),
+    ]
+    assets.drop_repeated_scripts(scripts)
+    assert [s.attributes.get("body") for s in scripts] == ["const a = 1", None, "const b = 2", None]
+
+
+# --- listings ------------------------------------------------------------------------------------------
+
+MODULE = '''"""A module."""
+
+CONSTANT = {
+    "a": 1,
+}
+
+
+@decorated
+def function(x: int) -> int:
+    """Doc.
+
+    More.
+    """
+
+    # why
+    return x
+
+
+class Thing:
+    """Doc."""
+
+    def method(self):
+        """Doc."""
+        return 1
+
+
+def only_a_docstring():
+    """Nothing else."""
+'''
+
+
+@pytest.fixture
+def package(tmp_path) -> Path:
+    (tmp_path / "pkg" / "sub").mkdir(parents=True)
+    (tmp_path / "pkg" / "__init__.py").write_text("def top():\n    return 0\n")
+    (tmp_path / "pkg" / "module.py").write_text(MODULE)
+    (tmp_path / "pkg" / "sub" / "__init__.py").write_text("import torch_is_not_here\n\nDEEP: int = 1\n")
+    return tmp_path
+
+
+def test_a_function_is_listed_with_its_decorator_and_without_its_docstring(package):
+    source = listings.find_source(package, "pkg.module.function")
+    assert source.text == "@decorated\ndef function(x: int) -> int:\n    # why\n    return x"
+    assert (str(source.path), source.first, source.last) == ("pkg/module.py", 8, 16)
+
+
+def test_a_listing_can_keep_the_docstring(package):
+    source = listings.find_source(package, "pkg.module.function", docstring=True)
+    assert source.text == "\n".join(MODULE.splitlines()[7:16])
+
+
+def test_methods_constants_and_package_members_are_found(package):
+    assert listings.find_source(package, "pkg.module.Thing.method").text == "def method(self):\n    return 1"
+    assert listings.find_source(package, "pkg.module.CONSTANT").text == 'CONSTANT = {\n    "a": 1,\n}'
+    assert listings.find_source(package, "pkg.top").text == "def top():\n    return 0"
+    assert listings.find_source(package, "pkg.sub.DEEP").text == "DEEP: int = 1"
+    assert '"""Nothing else."""' in listings.find_source(package, "pkg.module.only_a_docstring").text
+
+
+@pytest.mark.parametrize("name", ["pkg.module.missing", "pkg.module.Thing.missing", "elsewhere.f", "pkg"])
+def test_an_unknown_name_is_refused(package, name):
+    with pytest.raises(LookupError):
+        listings.find_source(package, name)
+
+
+def test_the_real_package_is_listed():
+    source = listings.find_source(ROOT, "bnlib.specs.canonical")
+    assert source.text.startswith("def canonical(")
+    lines = (ROOT / source.path).read_text(encoding="utf-8").splitlines()
+    assert lines[source.first - 1].startswith("def canonical(")
+
+
+# --- provenance and scoreboard -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (3600, "60 min"), (12600, "3.5 h")]
+)
+def test_durations(seconds, text):
+    assert provenance.duration(seconds) == text
+
+
+def test_the_footers_facts():
+    made = {
+        "scale": "laptop",
+        "runs": [{"seed": 0}, {"seed": 1}, {"seed": 1}],
+        "device": {"type": "cpu", "name": "Some processor", "cores": 4},
+        "versions": {"python": "3.12.1", "torch": "2.15.0"},
+        "started": "2026-03-05T10:11:12+00:00",
+        "seconds": 723.4,
+        "command": "bnlib run training --scale laptop",
+        "table_sha256": "0123456789abcdef",
+    }
+    assert provenance.facts(made) == {
+        "Scale": "laptop",
+        "Runs": "3 (2 seeds)",
+        "Device": "Some processor, 4 cores",
+        "Versions": "python 3.12.1, torch 2.15.0",
+        "Recorded": "5 March 2026, in 12 min",
+        "Record again": "bnlib run training --scale laptop",
+        "Checksum": "0123456789ab",
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (14.2345, "14.2"),
+        (-0.01234, "−0.0123"),
+        (999.7, "1000"),
+        (15321.0, "15321"),
+        (1.5e-5, "1.5×10⁻⁵"),
+        (2.5e7, "2.5×10⁷"),
+        (float("inf"), "∞"),
+        (float("nan"), "undefined"),
+    ],
+)
+def test_numbers_as_people_write_them(value, text):
+    assert scoreboard.number(value) == text
+
+
+def test_what_stands_behind_a_verdict():
+    row = {
+        "criterion": "> 0",
+        "value": 2.0,
+        "low": 1.0,
+        "high": 3.0,
+        "n_seeds": 5,
+        "scale": "paper",
+        "unit": "points",
+    }
+    assert scoreboard.measured(row) == "2 points"
+    assert scoreboard.basis(row) == "criterion: > 0; range 1 to 3; 5 seeds; paper scale"
+    missing = row | {"value": None, "n_seeds": 0, "scale": None}
+    assert scoreboard.measured(missing) == "–"
+    assert scoreboard.basis(missing) == "criterion: > 0"
+
+
+def test_every_claim_cites_a_source_that_is_in_the_bibliography():
+    from bnlib.experiments import CLAIMS
+
+    bibliography = (ROOT / "references.bib").read_text(encoding="utf-8")
+    for claim in CLAIMS.values():
+        assert f"{{{claim.source}," in bibliography, claim.id
+
+
+def test_every_verdict_has_a_sign_and_a_colour():
+    style = (assets.STATIC / "book.css").read_text(encoding="utf-8")
+    for word in ("holds", "fails", "inconclusive", "not recorded"):
+        node = scoreboard.verdict(word)
+        assert node.astext() == f"{scoreboard.SIGNS[word]} {word}"
+        assert f".verdict-{word.replace(' ', '-')}" in style
+
+
+def test_an_unknown_listing_stops_the_build_and_says_where(tmp_path):
+    from sphinx.application import Sphinx
+    from sphinx.util.docutils import docutils_namespace, patch_docutils
+
+    (tmp_path / "index.md").write_text("# Title\n\nText.\n\n```{listing} bnlib.norms.no_such_name\n```\n")
+    folders = [str(tmp_path), None, str(tmp_path / "out"), str(tmp_path / "trees")]
+    overrides = {"extensions": ["myst_parser", "offline_book.listings"]}
+    with patch_docutils(), docutils_namespace():
+        app = Sphinx(*folders, "html", confoverrides=overrides, status=None, warning=None)
+        with pytest.raises(ExtensionError, match=r"index\.md:5: cannot list bnlib\.norms\.no_such_name"):
+            app.build()

@@ -21,6 +21,9 @@ import traitlets
 
 from bnlib import charts  # noqa: F401  (registers the theme)
 
+# These mean something else in a Vega expression.
+VEGA_NAMES = {"datum", "event", "item", "parent"}
+
 
 class Explorer(anywidget.AnyWidget):
     """A Vega-Lite chart whose named top-level params (`alt.param(name=..., value=...)`) are synced traits.
@@ -49,8 +52,9 @@ class Explorer(anywidget.AnyWidget):
         if not description:
             raise ValueError("An Explorer needs a description: say in one sentence what the chart shows.")
         for name in start:
-            if not name.isidentifier() or self.has_trait(name) or hasattr(type(self), name):
-                raise ValueError(f"The param name {name!r} is taken by the widget: choose another one.")
+            taken = self.has_trait(name) or hasattr(type(self), name) or name in VEGA_NAMES
+            if taken or not name.isidentifier():
+                raise ValueError(f"The param name {name!r} is taken by the widget or Vega: choose another.")
         for name in values:
             if name not in start:
                 raise ValueError(f"Unknown param {name!r}: the chart has {', '.join(start)}.")

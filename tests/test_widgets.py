@@ -71,6 +71,7 @@ def test_values_can_be_given_at_the_start():
         ),
         (lambda: widgets.Explorer(chart(), gamma=1.0), "Unknown param 'gamma'"),
         (lambda: widgets.Explorer(chart().add_params(alt.param(name="layout", value=1))), "is taken"),
+        (lambda: widgets.Explorer(chart().add_params(alt.param(name="item", value=1))), "is taken"),
     ],
 )
 def test_an_explorer_that_cannot_work_is_refused(make, reason):

@@ -230,7 +230,8 @@ def test_the_footers_facts():
         "device": {"type": "cpu", "name": "Some processor", "cores": 4},
         "versions": {"python": "3.12.1", "torch": "2.15.0"},
         "started": "2026-03-05T10:11:12+00:00",
-        "seconds": 723.4,
+        "run_seconds": 723.4,
+        "workers": 4,
         "command": "bnlib run training --scale laptop",
         "table_sha256": "0123456789abcdef",
     }
@@ -239,10 +240,14 @@ def test_the_footers_facts():
         "Runs": "3 (2 seeds)",
         "Device": "Some processor, 4 cores",
         "Versions": "python 3.12.1, torch 2.15.0",
-        "Recorded": "5 March 2026, in 12 min",
+        "Recorded": "5 March 2026; 12 min of runs, 4 at a time",
         "Record again": "bnlib run training --scale laptop",
         "Checksum": "0123456789ab",
     }
+
+
+def test_the_pace_of_a_recording():
+    assert provenance.run_time({"run_seconds": 5400, "workers": 1}) == "1.5 h of runs, one after the other"
 
 
 @pytest.mark.parametrize(

@@ -417,11 +417,11 @@ CLAIMS = [
         unit="points",
         measure=_mnist_gap("bn"),
         criterion=Criterion(">", 0.0),
-        note="With gamma = 1, as libraries start it. The post's code draws gamma near 0.1: see below.",
+        note="With γ = 1, as libraries start it. The post's code draws γ near 0.1: see the next claim.",
     ),
     Claim(
         id="mnist-small-gamma",
-        statement="The same with gamma started at 0.1, the scale at which the post's code draws it.",
+        statement="The same with γ started at 0.1, the scale at which the post's code draws it.",
         source="bektursun_blog",
         where="published code, BN_model.js",
         chapter=CHAPTER,

@@ -36,7 +36,7 @@ EXPERIMENTS = [
 CLAIMS = [
     Claim(
         id="identity",
-        statement="Setting gamma = sqrt(Var[x]) and beta = E[x] recovers the original activations.",
+        statement="Setting γ = √Var[x] and β = E[x] recovers the original activations.",
         source="ioffe2015",
         where="section 3",
         chapter=CHAPTER,
@@ -45,7 +45,7 @@ CLAIMS = [
         unit="",
         measure=_value("identity_error_printed"),
         criterion=Criterion("<", 1e-10),
-        note="Exact only for eps = 0. With gamma = sqrt(Var[x] + eps) the identity is exact for every eps.",
+        note="Exact only for ε = 0. With γ = √(Var[x] + ε) the identity is exact for every ε.",
     ),
     Claim(
         id="fold",
@@ -75,7 +75,7 @@ CLAIMS = [
         id="whitening",
         statement="Batch normalization whitens a layer's channels: it removes the correlations between them.",
         source="ilyas2018talk",
-        where="opening slides, which introduce BN as a whitening transformation",
+        where="opening slides, which label the step «whitening transformation»",
         chapter=CHAPTER,
         experiment="mechanics",
         quantity="mean absolute correlation between channels after BN, as a share of that before",

@@ -1,0 +1,26 @@
+"""The book's Sphinx extension: pages that need no network, widgets that need no kernel.
+
+Each module is one room and has its own ``setup(app)``:
+
+=============  ====================================================================================
+repository     the address of the repository, one setting; a fork's build points to the fork
+assets         MathJax and Vega out of installed wheels, the widget runtime, the charts' loader
+launch         Binder, Colab and live-code buttons; the download that installs the right package
+listings       ``{listing}``: the real source of a function
+provenance     where a chapter's numbers come from, at its foot; ``{recording-times}``
+scoreboard     ``{scoreboard}``: every claim with its measured value and its verdict
+=============  ====================================================================================
+"""
+
+from __future__ import annotations
+
+from sphinx.application import Sphinx
+
+from . import assets, launch, listings, provenance, repository, scoreboard
+
+
+def setup(app: Sphinx) -> dict[str, object]:
+    """Sphinx's entry point."""
+    for room in (repository, assets, launch, listings, provenance, scoreboard):
+        room.setup(app)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -127,10 +127,10 @@ def test_steps_stuck_counts_windows(folder):
         leaves = 50 if run.arm == "standard" else 25
         return [(step, "", "train_loss", 2.3 if step < leaves else 1.0) for step in range(100)]
 
-    record = _record(folder, rows)
+    record = _record(folder, rows, steps=100)
     assert effect.steps_stuck(record, "standard", 0.5) == dict.fromkeys(range(5), 75.0)
     assert effect.steps_stuck(record, "bn", 0.5) == dict.fromkeys(range(5), 50.0)
-    never = _record(folder, lambda run: [(step, "", "train_loss", 2.3) for step in range(100)])
+    never = _record(folder, lambda run: [(step, "", "train_loss", 2.3) for step in range(60)], steps=100)
     assert effect.steps_stuck(never, "bn", 0.5) == dict.fromkeys(range(5), 100.0)
 
 

@@ -205,15 +205,17 @@ def steps_stuck(record: Record, arm: str, lr: float, window: int = 25) -> dict[i
     """Steps until the training loss, averaged over `window` steps, first falls 0.1 below ln 10, the loss of
     guessing.
 
-    A network that never gets there counts with all its steps, which understates how long it is stuck.
+    A network that never gets there, or diverges before, counts with all the declared steps, which understates
+    how long it is stuck.
     """
     frame = record.frame("lr", metric="train_loss")
     frame = frame[(frame["arm"] == arm) & (frame["lr"] == lr)].sort_values("step")
+    declared = {run["id"]: run["settings"]["steps"] for run in record.runs}
     result = {}
-    for seed, part in frame.groupby("seed"):
+    for (seed, run), part in frame.groupby(["seed", "run"]):
         smooth = part.groupby(part["step"] // window)["value"].mean()
         below = smooth.index[smooth < math.log(10) - 0.1]
-        result[int(seed)] = float((below[0] + 1) * window if len(below) else part["step"].max() + 1)
+        result[int(seed)] = float((below[0] + 1) * window if len(below) else declared[run])
     return result
 
 

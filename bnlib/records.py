@@ -90,7 +90,7 @@ class Record:
             table = table.filter(pc.equal(table["metric"], metric))
             if table.num_rows == 0:
                 raise RecordError(f"the record {self.name}/{self.scale} holds no metric {metric!r}")
-        frame = table.to_pandas()
+        frame = table.to_pandas(use_threads=False)
         for column in ("run", "arm", "layer", "metric"):
             frame[column] = frame[column].astype(str)
         for name in settings:
@@ -192,7 +192,8 @@ def load(name: str, scale: str | None = None) -> Record:
         raise RecordError(
             f"{path} is damaged or foreign (its checksum is not the recorded one): restore it or record again"
         )
-    table = pq.read_table(pa.BufferReader(content))
+    # Small files: threads would not pay, and some versions of pyarrow crash at exit when their pools have run.
+    table = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False).read(use_threads=False)
     if not table.schema.equals(SCHEMA):
         raise RecordError(f"{path} does not have the columns of a record: restore it or record again")
     return Record(name, chosen, table, provenance)

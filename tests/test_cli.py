@@ -188,3 +188,12 @@ def test_listing_and_judging_do_not_import_torch():
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_reading_records_leaves_the_process_in_peace():
+    """pyarrow's thread pools, once used, can abort the interpreter at exit about one time in six."""
+    code = "import sys; from bnlib.__main__ import main; sys.exit(main(['verify']))"
+    environment = {name: value for name, value in os.environ.items() if name != "BNLIB_RECORDS"}
+    for _ in range(8):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stdout + done.stderr

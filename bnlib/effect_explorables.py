@@ -38,9 +38,9 @@ class Setting(NamedTuple):
 
 
 def settings_of(words: str, record: Record) -> list[Setting]:
-    """One setting per learning rate of `record`, from the lowest: `words` at learning rate ..."""
+    """One setting per learning rate of `record`, from the lowest: `words`, rate ..."""
     rates = sorted({run["settings"]["lr"] for run in record.runs})
-    return [Setting(f"{words}, learning rate {lr:g}", record, lr) for lr in rates]
+    return [Setting(f"{words}, rate {lr:g}", record, lr) for lr in rates]
 
 
 def _text(values: Iterable[float], number: str = ".4g") -> str:
@@ -83,13 +83,9 @@ def _arms(settings: Sequence[Setting]) -> list[str]:
 # --- (a) learning curves ------------------------------------------------------------------------------
 
 
-def thinned(losses: pd.DataFrame, points: int = POINTS) -> tuple[int, list[float]]:
-    """One run's training loss as means over windows of `every` steps, the shortest of 1, 2, 5, 10, ... that
-    leaves at most `points` windows."""
-    losses = losses.sort_values("step")
-    steps = int(losses["step"].max()) + 1
-    every = next(m * 10**k for k in range(9) for m in (1, 2, 5) if steps <= points * m * 10**k)
-    return every, losses.groupby(losses["step"] // every)["value"].mean().tolist()
+def window_length(steps: int, points: int = POINTS) -> int:
+    """The shortest of 1, 2, 5, 10, 20, ... steps that makes at most `points` windows of a run's `steps`."""
+    return next(m * 10**k for k in range(9) for m in (1, 2, 5) if steps <= points * m * 10**k)
 
 
 QUANTITIES = {
@@ -109,13 +105,18 @@ def curve_rows(settings: Sequence[Setting], metrics: Iterable[str] = QUANTITIES.
         for metric in metrics:
             every_run = dict(list(item.record.frame(metric=metric).groupby("run")))
             for run in runs:
-                part = every_run[run["id"]].sort_values("step")
+                if run["id"] not in every_run:
+                    continue  # a network that was lost before the first finite test loss
+                values = every_run[run["id"]].set_index("step")["value"].sort_index()
                 if metric == "train_loss":
-                    every, values = thinned(part)
+                    every = window_length(run["settings"]["steps"])
                     first = (every - 1) / 2  # a window's middle
+                    values = values.groupby(values.index // every).mean()
                 else:
                     every, first = run["settings"]["eval_every"], 0.0
-                    values = (part["value"] * (100 if metric == "test_accuracy" else 1)).tolist()
+                    # A test loss that was not finite is not recorded: keep its place.
+                    values = values.reindex(range(0, values.index.max() + 1, every))
+                    values *= 100 if metric == "test_accuracy" else 1
                 rows.append(
                     {
                         "setting": number,
@@ -198,14 +199,12 @@ def curve_chart(settings: Sequence[Setting]) -> alt.LayerChart:
         chart.transform_filter("datum.setting == setting && datum.metric == metric")
     ).transform_filter("datum.x >= skipped / 100 * datum.steps")
     return (
-        chart.transform_calculate(
-            block="floor((datum.i - 1) / window)", width="window * datum.every", counted="isValid(datum.y)"
-        )
+        chart.transform_calculate(block="floor((datum.i - 1) / window)", width="window * datum.every")
         .transform_aggregate(
             y="mean(y)", groupby=["arm", "seed", "block", "n", "diverged", "width"], x="mean(x)"
         )
         .transform_calculate(y=f"metric == 'test_accuracy' ? datum.y : min(datum.y, {CUT})")
-        .transform_joinaggregate(seeds="count()", x="mean(x)", groupby=["arm", "block"])
+        .transform_joinaggregate(seeds="valid(y)", x="mean(x)", groupby=["arm", "block"])
         .transform_joinaggregate(end="max(block)", groupby=["arm", "seed"])
         .add_params(
             alt.param(name="setting", value=0),
@@ -270,7 +269,7 @@ def _steps_in_words(chart: alt.Chart) -> alt.Chart:
             groupby=["arm", "n"],
         )
         .transform_calculate(
-            low_to_high="datum.low == datum.high ? '' : ' (' + datum.low + ' to ' + datum.high + ')'",
+            low_to_high="datum.low == datum.high ? '' : ' (' + datum.low + '–' + datum.high + ')'",
             speed=f"datum.arm == '{standard}' || datum.paired < datum.n ? ''"
             " : ', ' + format(datum.ratio, '.3~g') + '× as fast'",
             missing="datum.n - datum.there",
@@ -278,7 +277,7 @@ def _steps_in_words(chart: alt.Chart) -> alt.Chart:
         .transform_calculate(
             words="datum.arm + ': ' + (datum.missing > 0"
             " ? 'not reached by ' + datum.missing + ' of ' + datum.n + ' seeds'"
-            " : datum.middle + ' steps' + datum.low_to_high + datum.speed)"
+            " : datum.middle + datum.low_to_high + datum.speed)"
         )
     )
 
@@ -301,17 +300,31 @@ def level_chart(settings: Sequence[Setting], level: float) -> alt.LayerChart:
         .mark_rule(strokeWidth=1.2)
         .encode(y=alt.Y("y:Q", title="Test accuracy (%)"))
     )
-    first = base.transform_filter("datum.x == datum.reached")
-    dots = first.mark_point(size=60, opacity=0.9).encode(x=across, y=up, color=scales["color"])
-    words = [
-        _steps_in_words(base)
-        .transform_filter(f"datum.arm == '{_label(arm)}'")
-        # Below the axis and its title, one line per arm.
-        .mark_text(align="left", fontSize=13)
-        .encode(x=alt.value(0), y=alt.value(LEVEL_HEIGHT + 60 + 19 * line), text="words:N")
-        for line, arm in enumerate(arms)
+    # Every point, so that the layer is never empty; only those where a run first reaches the level are seen.
+    dots = (
+        base.transform_calculate(seen="datum.x == datum.reached ? 0.9 : 0")
+        .mark_point(size=60)
+        .encode(x=across, y=up, color=scales["color"], opacity=alt.Opacity("seen:Q", scale=None))
+    )
+    # Below the axis and its title, one line per arm of the chosen setting. They start left of the axis:
+    # on a phone they need all the room there is.
+    line = {arm: 1 + _arms([item]).index(arm) for item in settings for arm in _arms([item])}
+
+    def words(rows: alt.Chart, number: int) -> alt.Chart:
+        place = {"x": alt.value(-44), "y": alt.value(LEVEL_HEIGHT + 60 + 18 * number)}
+        return rows.mark_text(align="left", fontSize=12).encode(text="words:N", **place)
+
+    once = base.transform_aggregate(level="max(level)")
+    heading = once.transform_calculate(words="'Steps to ' + datum.level + ' %, median (range):'")
+    # Keeps the room of the setting with the most arms: Vega does not make the figure higher later.
+    room = once.transform_calculate(words="' '")
+    steps = [
+        words(_steps_in_words(base).transform_filter(f"datum.arm == '{_label(arm)}'"), line[arm])
+        for arm in arms
     ]
-    chart = alt.layer(curves, rule, dots, *words).properties(
+    chart = alt.layer(
+        curves, rule, dots, words(heading, 0), *steps, words(room, max(line.values()))
+    ).properties(
         data=alt.Data(values=curve_rows(settings, ["test_accuracy"])), width="container", height=LEVEL_HEIGHT
     )
     return (
@@ -454,7 +467,7 @@ def robustness_chart(record: Record, start: dict[str, float]) -> alt.LayerChart:
     spelled = words(
         chosen,
         "cell",
-        "'in the frame: ' + (metric == 'accuracy' ? datum.accuracies + ' %' : datum.losses + ' nats')",
+        "'in the frame: ' + (metric == 'accuracy' ? datum.accuracy + ' %' : datum.loss + ' nats')",
     )
     chart = (
         alt.layer(fill, number, missing, cross, frame, title, spelled)
@@ -463,24 +476,18 @@ def robustness_chart(record: Record, start: dict[str, float]) -> alt.LayerChart:
     )
     return (
         chart.transform_filter("datum.depth == depth")
-        .transform_calculate(
-            accuracies="datum.accuracy",
-            losses="datum.loss",
-            accuracy="split(datum.accuracy, ' ')",
-            loss="split(datum.loss, ' ')",
-        )
-        .transform_flatten(["accuracy", "loss"])
-        .transform_calculate(
-            a="toNumber(datum.accuracy)",
-            v="metric == 'accuracy' ? toNumber(datum.accuracy) : toNumber(datum.loss)",
-        )
+        # New names: Vega writes into the rows, and a row comes by again when its depth is chosen again.
+        .transform_calculate(a="split(datum.accuracy, ' ')", l="split(datum.loss, ' ')")
+        .transform_flatten(["a", "l"])
+        .transform_calculate(a="toNumber(datum.a)", l="toNumber(datum.l)")
+        .transform_calculate(v="metric == 'accuracy' ? datum.a : datum.l")
         .transform_calculate(finite="isFinite(datum.a) ? 1 : 0", good="datum.a >= threshold ? 1 : 0")
         .transform_aggregate(
             n="count()",
             finite="sum(finite)",
             trained="sum(good)",
             v="median(v)",
-            groupby=["arm", "row", "lr", "gain", "accuracies", "losses"],
+            groupby=["arm", "row", "lr", "gain", "accuracy", "loss"],
         )
         .transform_calculate(
             lost="datum.n - datum.finite",
@@ -536,8 +543,8 @@ def robustness_map(record: Record) -> ipywidgets.VBox:
         lr=picker("lr", "framed rate"),
         gain=picker("gain", "framed gain"),
         metric=ipywidgets.Dropdown(
-            description="numbers",
-            options=[("final test accuracy (%)", "accuracy"), ("final training loss (nats)", "loss")],
+            description="at the end",
+            options=[("test accuracy (%)", "accuracy"), ("training loss (nats)", "loss")],
             value="accuracy",
         ),
     )

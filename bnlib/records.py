@@ -192,7 +192,7 @@ def load(name: str, scale: str | None = None) -> Record:
         raise RecordError(
             f"{path} is damaged or foreign (its checksum is not the recorded one): restore it or record again"
         )
-    # Small files: threads would not pay, and some versions of pyarrow crash at exit when their pools have run.
+    # Small files: threads would not pay, and pyarrow may crash at exit once its pools have run.
     table = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False).read(use_threads=False)
     if not table.schema.equals(SCHEMA):
         raise RecordError(f"{path} does not have the columns of a record: restore it or record again")

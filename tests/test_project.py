@@ -130,7 +130,7 @@ def test_citation_has_what_the_format_requires():
 # --- two sides that meet only in specs and records ----------------------------------------------------------
 
 BOTH = {"specs", "records"}
-DISPLAY = {"experiments", "claims", "charts", "explorables", "effect_explorables", "widgets", "notebook"}
+DISPLAY = {"experiments", "claims", "charts", "explorables", "widgets", "notebook"}
 COMPUTE = {"data", "norms", "models", "probes", "training", "identities", "recording"}
 ENTRANCE = {"__init__", "__main__"}
 # The one crossing: recording runs the experiments that the display side declares.

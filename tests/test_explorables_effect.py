@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 from browser import chromium
 
-from bnlib import effect_explorables as explorables
 from bnlib import records
 from bnlib.experiments import effect
+from bnlib.explorables import effect as explorables
 from bnlib.widgets import Explorer
 
 STEPS, EVERY, SEEDS = 40, 10, 3

@@ -148,14 +148,17 @@ def _verify(options: argparse.Namespace) -> int:
         return 0
     failures = 0
     for name, scale in found:
-        problems = []
+        good = ""
         try:
             record = records.load(name, scale)
             problems = records.compare(record, experiments.find(name))
+            changed = record.provenance["source_sha256"] != records.source_digest()
+            # No failure: most changes of the code change no result. But whoever verifies should know.
+            news = ", the code has changed since" if changed else ""
+            good = f"good ({len(record.runs)} runs, {record.seeds} seeds{news})"
         except (records.RecordError, LookupError) as error:
             problems = [str(error.args[0])]
         failures += bool(problems)
-        good = "" if problems else f"good ({len(record.runs)} runs, {record.seeds} seeds)"
         print(f"{name}/{scale}: {'; '.join(problems) or good}")
     return 1 if failures else 0
 
@@ -185,7 +188,11 @@ def _execute(options: argparse.Namespace) -> int:
         if unknown:
             raise LookupError(f"there is no chapter {unknown[0]!r}: choose from {', '.join(by_name)}")
         paths = [by_name[Path(name).stem] for name in options.chapters]
-    notebook.execute(paths, scale=options.scale, check=options.check, output=options.output)
+    written = notebook.execute(paths, scale=options.scale, check=options.check, output=options.output)
+    for path in written:
+        print(f"wrote {path}")
+    if options.check:
+        print(f"{len(paths)} chapters: a fresh execution gives the committed bytes")
     return 0
 
 

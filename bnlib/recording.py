@@ -7,8 +7,6 @@ resumed.
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import multiprocessing
 import os
 import platform
@@ -28,10 +26,6 @@ from bnlib import data, identities, records, training
 from bnlib.experiments import find
 from bnlib.records import Record, RecordError, Row
 from bnlib.specs import Experiment, Run
-
-# Everything whose source can change a result; its hash is part of the provenance.
-COMPUTE_SOURCES = ("data", "norms", "models", "probes", "training", "identities")
-
 
 # What a run's `task` names: a function of (settings, seed, device, tick) that returns rows.
 TASKS: dict[str, Callable[..., list[Row]]] = {"train": training.run, "identities": identities.run}
@@ -61,7 +55,7 @@ def record(
         raise RecordError(f"device {device} was asked for, but PyTorch sees no GPU: use --device cpu")
     with records.recording_lock(name, scale):
         runs = _prepare(experiment, scale, seeds, resume)
-        started, clock, source = datetime.now(UTC), time.monotonic(), source_digest()
+        started, clock, source = datetime.now(UTC), time.monotonic(), records.source_digest()
         finished = {run.digest: kept for run in runs if (kept := records.load_run(name, scale, run))}
         missing = [run for run in runs if run.digest not in finished]
         _fetch_data(missing)
@@ -196,21 +190,6 @@ def _on_cpu(runs: list[Run], device: str, workers: int | None, bar: tqdm):
         stop.set()
         follower.join()
         bar.update(counter.value - bar.n)
-
-
-def source_digest() -> str:
-    """SHA-256 over the code, without comments and docstrings, of the modules that settle a result."""
-    digest = hashlib.sha256()
-    for module in COMPUTE_SOURCES:
-        tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text())
-        for node in ast.walk(tree):
-            if (
-                isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-                and ast.get_docstring(node) is not None
-            ):
-                node.body = node.body[1:] or [ast.Pass()]
-        digest.update(ast.unparse(tree).encode())
-    return digest.hexdigest()
 
 
 def _describe(device: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ bnlib carries the results that the book shows.  No pickle, no torch.  Files appe
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 FORMAT = "bnlib-record"
 VERSION = 1
+# Everything whose code can change a result; its hash is part of the provenance.
+COMPUTE_SOURCES = ("data", "norms", "models", "probes", "training", "identities")
 Row = tuple[int, str, str, float]  # step, layer, metric, value
 
 _TEXT = pa.dictionary(pa.int32(), pa.string())
@@ -318,6 +321,21 @@ def recording_lock(name: str, scale: str) -> Iterator[None]:
 
 
 # -- checking --------------------------------------------------------------------------------------------
+
+
+def source_digest() -> str:
+    """SHA-256 over the code, without comments and docstrings, of the modules that settle a result."""
+    digest = hashlib.sha256()
+    for module in COMPUTE_SOURCES:
+        tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text())
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+                and ast.get_docstring(node) is not None
+            ):
+                node.body = node.body[1:] or [ast.Pass()]
+        digest.update(ast.unparse(tree).encode())
+    return digest.hexdigest()
 
 
 def compare(record: Record, experiment: Experiment) -> list[str]:

@@ -80,6 +80,26 @@ def test_verify_fails_on_damage(capsys, folder):
     assert "damaged" in _fails(capsys, "claims")
 
 
+def test_verify_says_when_the_code_has_changed(capsys, monkeypatch):
+    from bnlib import records
+
+    assert main(["run", "mechanics", "--scale", "smoke", "--seeds", "1", "--workers", "1"]) == 0
+    monkeypatch.setattr(records, "source_digest", lambda: "another")
+    capsys.readouterr()
+    assert main(["verify"]) == 0
+    assert "good (1 runs, 1 seeds, the code has changed since)" in capsys.readouterr().out
+
+
+def test_the_chapters_train_from_scratch_at_smoke(capsys, folder):
+    """The main job, end to end: papermill, recording, verdicts, figures, all without data on disk."""
+    assert main(["execute", "--scale", "smoke", "--output", str(folder / "executed")]) == 0
+    assert capsys.readouterr().out.count("wrote ") == 2
+    assert main(["verify"]) == 0
+    recorded = capsys.readouterr().out
+    for name in ("mechanics", "training", "replication", "mnist", "robustness"):
+        assert f"{name}/smoke: good" in recorded
+
+
 def test_a_damaged_record_can_be_recorded_again(capsys, folder):
     for extra in ([], ["--resume"]):
         path = folder / "records/mechanics/smoke.json"

@@ -359,7 +359,10 @@ def _read_npz(path: Path) -> Arrays:
                 if missing:
                     raise _damaged(path, f"it lacks {', '.join(missing)}", path)
                 return {part: archive[part] for part in _PARTS}
-        except (ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        except DataError:
+            raise
+        # RuntimeError: zipfile's word for a flag that says encrypted, or for an unknown compression.
+        except (ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise _damaged(path, _reason(error), path) from error
 
 
@@ -484,8 +487,8 @@ def _reading(path: Path) -> Iterator[None]:
 def _writing(title: str, root: Path, here: str) -> Iterator[None]:
     try:
         yield
-    # NotImplementedError: the file system knows no locks.
-    except (OSError, NotImplementedError) as error:
+    # RuntimeError: the file system knows no locks.
+    except (OSError, RuntimeError) as error:
         raise DataError(
             f"{title} is not in {root} and cannot be downloaded to it ({_reason(error)}): {here}, or set "
             "BNLIB_DATA to a folder that you can write to."

@@ -857,3 +857,21 @@ def test_probe_batch_is_a_copy():
 def test_impossible_probe_batch(size):
     with pytest.raises(ValueError, match="choose 1 to 1437"):
         probe_batch(load("digits"), size)
+
+
+def flagged_as_encrypted(content):
+    """A zip archive with one bit changed in each header: zipfile answers with a RuntimeError of its own."""
+    flipped = bytearray(content)
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        start = -1
+        while (start := flipped.find(signature, start + 1)) >= 0:
+            flipped[start + flags] |= 1
+    return bytes(flipped)
+
+
+def test_an_archive_with_a_flipped_flag_is_one_sentence(tmp_path):
+    path = tmp_path / "mnist.npz"
+    np.savez(path, **small((28, 28)))
+    path.write_bytes(flagged_as_encrypted(path.read_bytes()))
+    message = refusal("mnist", root=tmp_path)
+    assert "mnist.npz is damaged" in message and "encrypted" in message

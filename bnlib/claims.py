@@ -30,16 +30,6 @@ def scoreboard(chapter: str | None = None) -> list[dict[str, Any]]:
     return rows
 
 
-def verdict(claim_id: str) -> dict[str, Any]:
-    """One claim's row; LookupError if there is no such claim."""
-    if claim_id not in CLAIMS:
-        raise LookupError(f"there is no claim {claim_id!r}: choose one of {', '.join(CLAIMS)}")
-    claim = CLAIMS[claim_id]
-    if records.best_scale(claim.experiment) is None:
-        return _unrecorded(claim_id)
-    return claim.judge(records.load(claim.experiment))
-
-
 def _unrecorded(claim_id: str) -> dict[str, Any]:
     claim = CLAIMS[claim_id]
     fields = ("id", "statement", "source", "where", "chapter", "experiment", "quantity", "unit", "note")

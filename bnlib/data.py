@@ -148,6 +148,33 @@ def batches(n: int, batch_size: int, seed: int, device: str | torch.device = "cp
     return stream()
 
 
+def linear_map(
+    n: int,
+    width: int,
+    seed: int,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float64,
+) -> Dataset:
+    r"""A regression problem: $y=Ax$ with x and a square A of independent standard normal entries.
+
+    ``x_train`` and ``y_train`` are (n, width), not images and labels; the test half is another draw of the
+    same size, with the same A. All of it depends on (n, width, seed) alone and is drawn in float64. Source:
+    the deep linear network of Santurkar et al. 2018, appendix A.1.
+
+    Raises ValueError unless n and width are at least 1.
+    """
+    if n < 1 or width < 1:
+        raise ValueError(f"A linear map needs at least one sample and one dimension, not {n} and {width}.")
+    generator = torch.Generator().manual_seed(_seed_of(f"linear map {seed}"))
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    a, x_train, x_test = draw(width, width), draw(n, width), draw(n, width)
+    parts = (part.to(device=device, dtype=dtype) for part in (x_train, x_train @ a.T, x_test, x_test @ a.T))
+    return Dataset("linear_map", *parts, classes=0)
+
+
 def probe_batch(dataset: Dataset, size: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """A fixed batch (x, y) of ``size`` distinct training examples, for probes that compare different steps.
 
@@ -159,11 +186,15 @@ def probe_batch(dataset: Dataset, size: int, seed: int = 0) -> tuple[torch.Tenso
     n = len(dataset.x_train)
     if not 1 <= size <= n:
         raise ValueError(f"A probe batch of {size} cannot be drawn from {n} examples: choose 1 to {n}.")
-    digest = hashlib.sha256(f"probe batch {seed}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:4]))
+    generator = torch.Generator().manual_seed(_seed_of(f"probe batch {seed}"))
     chosen = torch.randperm(n, generator=generator)[:size].to(dataset.x_train.device)
     x = dataset.x_train[chosen].contiguous(memory_format=torch.channels_last)
     return x, dataset.y_train[chosen]
+
+
+def _seed_of(purpose: str) -> int:
+    """A seed for a stream of its own."""
+    return int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:4])
 
 
 # From uint8 to normalised tensors

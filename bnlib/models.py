@@ -1,9 +1,9 @@
 """The networks: VGG, digit CNN, MLP, deep linear net, each with the normalization as an argument.
 
 A model is a plain `nn.Sequential` whose layers have readable names: `model.conv4`, `model.norm4`,
-`model.relu4`. `norm` says which normalization ("none", "batch"), `where` after which layers: "everywhere",
-"nowhere" or a list of layer numbers, counted from 1. A layer that is followed by a normalization has no bias:
-the batch mean would subtract it again, its gradient is exactly zero.
+`model.relu4`. `norm` names what follows a layer ("none" or one of `NORMS`), `where` after which layers:
+"everywhere", "nowhere" or a list of layer numbers, counted from 1. A layer whose mean is subtracted again has
+no bias: the bias would have no effect, its gradient is exactly zero.
 
 Models come initialised (Glorot uniform, seed 0) and neither read nor change torch's global random state.
 `initialise` draws other weights; they depend on the seed and on the position and shape of each convolution or
@@ -15,15 +15,24 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bnlib.noise import NonStationaryNoise, StationaryNoise
 from bnlib.norms import BatchNorm
 
 #: name -> what makes the layer for a number of channels
-NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": BatchNorm}
+NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "batch": BatchNorm,
+    "noisy_batch": lambda channels: nn.Sequential(BatchNorm(channels), NonStationaryNoise(channels)),
+    "stationary_noise_batch": lambda channels: nn.Sequential(BatchNorm(channels), StationaryNoise(channels)),
+    "noise": NonStationaryNoise,  # no normalization at all: the control of noisy batch norm
+}
+#: the norms that do not subtract the mean, so that the layer before them keeps its bias
+KEEP_MEAN = {"noise"}
 
 #: channels of each 3x3 convolution; "M" is a 2x2 max pooling (Simonyan and Zisserman 2015, table 1)
 VGG: dict[str, tuple[int | str, ...]] = {
@@ -151,6 +160,28 @@ def layers(model: nn.Module) -> list[tuple[str, nn.Conv2d | nn.Linear]]:
     return [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
 
 
+class Block(NamedTuple):
+    """A convolution or linear layer with the norm after it, as positions in the model.
+
+    `model[:start]` computes the layer's input, `model[:end]` what the layer passes on to its nonlinearity.
+    """
+
+    layer: str
+    start: int
+    end: int
+
+
+def blocks(model: nn.Sequential) -> list[Block]:
+    """Every layer with its norm, from input to output; names as in `layers`."""
+    names, found = [name for name, _ in model.named_children()], []
+    weighted = {name for name, _ in layers(model)}
+    for position, name in enumerate(names):
+        if name in weighted:
+            normalised = names[position + 1 : position + 2] and names[position + 1].startswith("norm")
+            found.append(Block(name, position, position + (2 if normalised else 1)))
+    return found
+
+
 #: scheme -> (distribution, variance of a weight from its fan-in and fan-out)
 SCHEMES: dict[str, tuple[str, Callable[[int, int], float]]] = {
     "glorot_uniform": ("uniform", lambda fan_in, fan_out: 2 / (fan_in + fan_out)),
@@ -162,7 +193,12 @@ SCHEMES: dict[str, tuple[str, Callable[[int, int], float]]] = {
 
 @torch.no_grad()
 def initialise(
-    model: nn.Module, scheme: str = "glorot_uniform", gain: float = 1.0, seed: int = 0, gamma: float = 1.0
+    model: nn.Module,
+    scheme: str = "glorot_uniform",
+    gain: float = 1.0,
+    seed: int = 0,
+    gamma: float = 1.0,
+    noise: float = 1.0,
 ) -> nn.Module:
     r"""Draw the weights of every convolution and linear layer, in place; returns the model.
 
@@ -170,9 +206,10 @@ def initialise(
     \text{gain}^2\cdot\frac{2}{\text{fan in}}\ \text{(He)}$$
 
     A convolution's fans count its window: fan in = in channels * kernel height * kernel width. Biases and the
-    norms' beta become 0, their scale becomes `gamma`, their running statistics as new. Weights depend only on
-    `seed`, on the layer's position in `layers(model)` and on its shape; they are drawn in float64, so they
-    agree across dtypes and devices up to rounding. Raises ValueError for an unknown scheme.
+    norms' beta become 0, their scale becomes `gamma`, their running statistics as new. Noise gets the
+    strength `noise` and a random stream from `seed` and its position. Weights depend only on `seed`, on the
+    layer's position in `layers(model)` and on its shape; they are drawn in float64, so they agree across
+    dtypes and devices up to rounding. Raises ValueError for an unknown scheme.
     Sources: Glorot and Bengio 2010; He et al. 2015.
     """
     if scheme not in SCHEMES:
@@ -190,6 +227,11 @@ def initialise(
         fan_in, fan_out = layer.weight.shape[1] * window, layer.weight.shape[0] * window
         std = gain * math.sqrt(variance(fan_in, fan_out))
         layer.weight.copy_(std * _standard(distribution, layer.weight.shape, seed, position))
+    noisy = [module for module in model.modules() if hasattr(module, "reseed")]
+    for position, module in enumerate(noisy):
+        module.strength = noise
+        # A key of its own: the noise must not repeat the stream of the weights at the same position.
+        module.reseed(int(np.random.SeedSequence((seed, position), spawn_key=(1,)).generate_state(1)[0]))
     return model
 
 
@@ -222,7 +264,7 @@ def _block(
 ) -> dict[str, nn.Module]:
     """Layer number i with its [norm] and activation, named."""
     make = _conv if kind == "conv" else _linear
-    block = {f"{kind}{i}": make(fan_in, out, bias=not normalised)}
+    block = {f"{kind}{i}": make(fan_in, out, bias=not normalised or norm in KEEP_MEAN)}
     if normalised:
         block[f"norm{i}"] = NORMS[norm](out)
     return block | {f"relu{i}": activation}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,13 +19,20 @@ from torch import nn
 from bnlib import data, models, probes
 from bnlib.records import Row
 
+#: name -> loss of (output, target), a scalar
+LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "cross_entropy": F.cross_entropy,  # mean over the batch, nats
+    "squared_sum": lambda output, y: (output - y).square().sum(),
+    "squared_mean": lambda output, y: (output - y).square().sum() / len(y),
+}
+
 FLUSH = 25  # steps between looks at the losses: a look waits for the device
 
 
 @dataclass(frozen=True)
 class State:
-    """What a probe sees: the network after `step` updates and the batch that update `step` is about to
-    use."""
+    """What a probe sees: the network after `step` updates, the batch that update `step` is about to use, and
+    the loss."""
 
     step: int
     model: nn.Module
@@ -32,6 +40,7 @@ class State:
     y: torch.Tensor
     lr: float
     dataset: data.Dataset
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = F.cross_entropy
 
 
 Measured = Iterable[tuple[str, str, float]]  # layer, metric, value
@@ -55,20 +64,23 @@ def fit(
     seed: int,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
+    loss: str = "cross_entropy",
     loss_every: int = 1,
     plugged: Iterable[Probe] = (),
     tick: Callable[[int], None] = lambda steps: None,
 ) -> list[Row]:
-    """Train with SGD on the mean cross-entropy and return what was measured.
+    """Train with SGD on the loss of that name in `LOSSES` and return what was measured.
 
     Equation: W <- W - lr (grad L(W; batch) + weight_decay W), heavy-ball momentum if asked for, no schedule,
-    no augmentation, as in Santurkar et al. (2018), appendix A.  BN in training mode.
+    no augmentation, as in Santurkar et al. (2018), appendix A.  BN in training mode.  With a batch as large
+    as the data it is gradient descent.
 
-    Rows: `train_loss` (nats, mean over each `loss_every` steps, at the first of them, each loss before its
-    update), whatever the probes measure (also once at the end, at step `steps`), and, if a loss is not
-    finite, `diverged_at` with the step: training stops there and what came before is kept.  `tick(n)` is told
-    of every n steps done.
+    Rows: `train_loss` (nats for the cross-entropy, mean over each `loss_every` steps, at the first of them,
+    each loss before its update), whatever the probes measure (also once at the end, at step `steps`), and, if
+    a loss is not finite, `diverged_at` with the step: training stops there and what came before is kept.
+    `tick(n)` is told of every n steps done.
     """
+    objective = LOSSES[loss]
     optimiser = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
     device = dataset.x_train.device
     stream = data.batches(len(dataset.x_train), batch_size, seed, device=device)
@@ -91,15 +103,15 @@ def fit(
         indices = next(stream)
         x, y = dataset.x_train[indices], dataset.y_train[indices]
         if due:
-            state = State(step, model, x, y, lr, dataset)
+            state = State(step, model, x, y, lr, dataset, objective)
             rows += [(step, *measured) for probe in due for measured in probe.measure(state)]
         if step == steps:
             break
-        loss = F.cross_entropy(model(x), y)
+        value = objective(model(x), y)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        value.backward()
         optimiser.step()
-        losses[step] = loss.detach()
+        losses[step] = value.detach()
         tick(1)
 
     finite = losses[: steps if stop is None else stop].double().cpu()
@@ -120,26 +132,39 @@ def run(
 ) -> list[Row]:
     """Build what `settings` declares, train it, and return the rows.
 
-    Settings: `dataset`, `model` (arguments of `bnlib.models.build`, with its `name`), `norm`, `where`,
-    `init`, `gain`, `gamma` (see `models.initialise`), `eval_every`, `dtype` and the keyword arguments of
-    `fit`.
+    Settings: `dataset` (a name for `data.load`, or the arguments of `data.linear_map`), `model` (arguments of
+    `bnlib.models.build`, with its `name`), `norm`, `where`, `init`, `gain`, `gamma`, `noise` (see
+    `models.initialise`), `eval_every`, `probes` (name in `bnlib.probes.PROBES` -> `every` and the probe's
+    arguments), `dtype` and the keyword arguments of `fit`.
     """
     rest = dict(settings)
-    dataset = data.load(
-        rest.pop("dataset"), device=device, dtype=getattr(torch, rest.pop("dtype", "float32"))
-    )
+    dtype = getattr(torch, rest.pop("dtype", "float32"))
+    dataset = _dataset(rest.pop("dataset"), seed, device, dtype)
     architecture = {**rest.pop("model"), "norm": rest.pop("norm"), "where": rest.pop("where")}
     model = models.build(**architecture, **_input_arguments(architecture["name"], dataset))
-    models.initialise(
-        model, rest.pop("init"), gain=rest.pop("gain", 1.0), seed=seed, gamma=rest.pop("gamma", 1.0)
-    )
-    model = model.to(device=device, dtype=dataset.x_train.dtype, memory_format=torch.channels_last)
-    evaluation = Probe(probes.evaluation, rest.pop("eval_every"))
-    return fit(model, dataset, seed=seed, plugged=[evaluation], tick=tick, **rest)
+    names = ("gain", "gamma", "noise")
+    models.initialise(model, rest.pop("init"), seed=seed, **{n: rest.pop(n) for n in names if n in rest})
+    model = model.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+    plugged = []
+    if every := rest.pop("eval_every", None):
+        plugged.append(Probe(probes.evaluation, every))
+    for name, arguments in rest.pop("probes", {}).items():
+        arguments = dict(arguments)
+        every = arguments.pop("every")
+        plugged.append(Probe(partial(probes.PROBES[name], **arguments), every))
+    return fit(model, dataset, seed=seed, plugged=plugged, tick=tick, **rest)
+
+
+def _dataset(chosen: str | Mapping[str, int], seed: int, device: str, dtype: torch.dtype) -> data.Dataset:
+    if isinstance(chosen, str):
+        return data.load(chosen, device=device, dtype=dtype)
+    return data.linear_map(**chosen, seed=seed, device=device, dtype=dtype)
 
 
 def _input_arguments(model: str, dataset: data.Dataset) -> dict[str, int]:
     """What a model must know of the images and the classes."""
+    if model == "deep_linear":
+        return {}
     channels, height, width = dataset.x_train.shape[1:]
     sizes = {
         "vgg": {"in_channels": channels},

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 
-from bnlib.experiments import effect, mechanics
+from bnlib.experiments import distributions, effect, gradients, mechanics, noise
 from bnlib.specs import Claim, Experiment
 
-MODULES = (mechanics, effect)
+MODULES = (mechanics, effect, distributions, noise, gradients)
 
 EXPERIMENTS: dict[str, Experiment] = {item.name: item for module in MODULES for item in module.EXPERIMENTS}
 CLAIMS: dict[str, Claim] = {item.id: item for module in MODULES for item in module.CLAIMS}

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from bnlib.experiments.quantities import BySeed, in_points, paired, smallest
 from bnlib.records import Record
 from bnlib.specs import Claim, Criterion, Experiment, Run, setting
 
@@ -250,71 +251,58 @@ def largest_rate(record: Record, arm: str, depth: int, gain: float = 1.0) -> dic
     return result
 
 
-BySeed = dict[int, float]
-Combine = Callable[[float, float], float]
-
-
-def _paired(left: BySeed, right: BySeed, combine: Combine = lambda a, b: a - b) -> BySeed:
-    """Arms compared seed by seed."""
-    return {seed: combine(left[seed], right[seed]) for seed in left if seed in right}
-
-
-def _in_points(values: dict[int, float]) -> dict[int, float]:
-    return {seed: 100 * value for seed, value in values.items()}
-
-
 def _speed_up(record: Record) -> dict[int, float]:
     levels = final_accuracy(record, "standard", LOW)
     slow = steps_to_accuracy(record, "standard", LOW, levels)
     fast = steps_to_accuracy(record, "bn", LOW, levels)
-    return _paired(slow, fast, lambda a, b: a / b)
+    return paired(slow, fast, lambda a, b: a / b)
 
 
 def _accuracy_gap(arm: str, other: str, lr: float):
-    return lambda record: _in_points(
-        _paired(final_accuracy(record, arm, lr), final_accuracy(record, other, lr))
+    return lambda record: in_points(
+        paired(final_accuracy(record, arm, lr), final_accuracy(record, other, lr))
     )
 
 
 def _rate_tolerance(record: Record) -> dict[int, float]:
     lost = {
-        arm: _paired(final_accuracy(record, arm, LOW), final_accuracy(record, arm, HIGH))
+        arm: paired(final_accuracy(record, arm, LOW), final_accuracy(record, arm, HIGH))
         for arm in ("standard", "bn")
     }
-    return _in_points(_paired(lost["standard"], lost["bn"]))
+    return in_points(paired(lost["standard"], lost["bn"]))
 
 
 def _loss_gap(record: Record) -> dict[int, float]:
-    gaps = [_paired(mean_loss(record, "standard", lr), mean_loss(record, "bn", lr)) for lr in (LOW, HIGH)]
-    return _paired(*gaps, combine=min)
+    gaps = [paired(mean_loss(record, "standard", lr), mean_loss(record, "bn", lr)) for lr in (LOW, HIGH)]
+    return smallest(gaps)
 
 
 def _stuck_ratio(record: Record) -> dict[int, float]:
-    return _paired(steps_stuck(record, "standard", HIGH), steps_stuck(record, "bn", HIGH), lambda a, b: a / b)
+    return paired(steps_stuck(record, "standard", HIGH), steps_stuck(record, "bn", HIGH), lambda a, b: a / b)
 
 
 def _one_layer_share(record: Record) -> dict[int, float]:
-    one = _paired(final_accuracy(record, "bn_after_4", 0.01), final_accuracy(record, "standard", 0.01))
-    all_layers = _paired(final_accuracy(record, "bn", 0.01), final_accuracy(record, "standard", 0.01))
+    one = paired(final_accuracy(record, "bn_after_4", 0.01), final_accuracy(record, "standard", 0.01))
+    all_layers = paired(final_accuracy(record, "bn", 0.01), final_accuracy(record, "standard", 0.01))
     return {seed: one[seed] / all_layers[seed] for seed in one if all_layers.get(seed, 0) > 0}
 
 
 def _mnist_gap(arm: str) -> Callable[[Record], BySeed]:
     def measure(record: Record) -> BySeed:
         rates = (MNIST_LOW, MNIST_HIGH)
-        gaps = [_paired(final_accuracy(record, arm, r), final_accuracy(record, "standard", r)) for r in rates]
-        return _in_points(_paired(*gaps, combine=min))
+        gaps = [paired(final_accuracy(record, arm, r), final_accuracy(record, "standard", r)) for r in rates]
+        return in_points(smallest(gaps))
 
     return measure
 
 
 def _robustness_gap(record: Record) -> dict[int, float]:
-    return _in_points(_paired(trained_share(record, "bn"), trained_share(record, "standard")))
+    return in_points(paired(trained_share(record, "bn"), trained_share(record, "standard")))
 
 
 def _rate_ratio(record: Record) -> dict[int, float]:
     deepest = max(setting(run["settings"], "depth") for run in record.runs)
-    return _paired(
+    return paired(
         largest_rate(record, "bn", deepest), largest_rate(record, "standard", deepest), lambda a, b: a / b
     )
 

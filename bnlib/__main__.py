@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 
 from bnlib import __version__, claims, experiments, records
@@ -124,6 +125,7 @@ def _run(options: argparse.Namespace) -> int:
     from bnlib import recording  # torch: only when there is something to run
 
     for name in names:
+        clock = time.monotonic()
         record = recording.record(
             name,
             options.scale,
@@ -135,7 +137,7 @@ def _run(options: argparse.Namespace) -> int:
         diverged = sum(run["diverged_at"] is not None for run in record.runs)
         print(
             f"{name}: {len(record.runs)} runs of {record.seeds} seeds recorded at {record.scale} scale in "
-            f"{record.provenance['seconds']:.0f} s ({diverged} diverged): "
+            f"{time.monotonic() - clock:.0f} s ({diverged} diverged): "
             f"{records.root() / name / record.scale}.parquet"
         )
     return 0
@@ -152,15 +154,21 @@ def _verify(options: argparse.Namespace) -> int:
         try:
             record = records.load(name, scale)
             problems = records.compare(record, experiments.find(name))
-            changed = record.provenance["source_sha256"] != records.source_digest()
-            # No failure: most changes of the code change no result. But whoever verifies should know.
-            news = ", the code has changed since" if changed else ""
-            good = f"good ({len(record.runs)} runs, {record.seeds} seeds{news})"
+            good = f"good ({len(record.runs)} runs, {record.seeds} seeds{_code_news(record)})"
         except (records.RecordError, LookupError) as error:
             problems = [str(error.args[0])]
         failures += bool(problems)
         print(f"{name}/{scale}: {'; '.join(problems) or good}")
     return 1 if failures else 0
+
+
+def _code_news(record: records.Record) -> str:
+    """Is the code another one than recorded these runs? No failure: most changes of the code change no
+    result. But whoever verifies should know."""
+    now = records.source_digest()
+    older = sum(record.sittings[run["sitting"]]["source_sha256"] != now for run in record.runs)
+    some = f" {older} of {len(record.runs)} runs" if older < len(record.runs) else ""
+    return f", the code has changed since{some}" if older else ""
 
 
 def _claims(options: argparse.Namespace) -> int:

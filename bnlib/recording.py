@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from bnlib import data, identities, records, training
 from bnlib.experiments import find
 from bnlib.records import Record, RecordError, Row
-from bnlib.specs import Experiment, Run
+from bnlib.specs import Experiment, Run, canonical
 
 # What a run's `task` names: a function of (settings, seed, device, tick) that returns rows.
 TASKS: dict[str, Callable[..., list[Row]]] = {"train": training.run, "identities": identities.run}
@@ -44,10 +44,10 @@ def record(
     """Run experiment `name` at `scale` and write its record.
 
     seeds: how many (the declared number if None).  resume: keep the finished runs of an interrupted recording
-    and of an existing record whose settings are still the declared ones.  device: "cpu" or "cuda" (a GPU if
-    there is one). workers: processes on a CPU (one per core).  Raises RecordError if another process is
-    recording the same, or if the call would throw away work: finished runs of an interrupted recording, or a
-    record of more seeds.
+    and of an existing record whose settings are still the declared ones; each keeps the description of the
+    sitting it was made in.  device: "cpu" or "cuda" (a GPU if there is one).  workers: processes on a CPU
+    (one per core).  Raises RecordError if another process is recording the same, or if the call would throw
+    away work: finished runs of an interrupted recording, or a record of more seeds.
     """
     experiment = find(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -55,9 +55,17 @@ def record(
         raise RecordError(f"device {device} was asked for, but PyTorch sees no GPU: use --device cpu")
     with records.recording_lock(name, scale):
         runs = _prepare(experiment, scale, seeds, resume)
-        started, clock, source = datetime.now(UTC), time.monotonic(), records.source_digest()
         finished = {run.digest: kept for run in runs if (kept := records.load_run(name, scale, run))}
         missing = [run for run in runs if run.digest not in finished]
+        clock = time.monotonic()
+        sitting = {
+            "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "device": _describe(device),
+            "versions": _versions(),
+            "source_sha256": records.source_digest(),
+            "workers": _processes(missing, workers) if device == "cpu" else 1,
+            "command": _command(experiment, scale, runs),
+        }
         _fetch_data(missing)
         total = sum(run.settings.get("steps", 1) for run in missing)
         with tqdm(
@@ -65,20 +73,13 @@ def record(
         ) as bar:
             execute = _on_cpu if device == "cpu" else _in_turn
             for run, rows, seconds in execute(missing, device, workers, bar):
-                records.save_run(name, scale, run, rows, seconds)
-                finished[run.digest] = {"rows": rows, "seconds": seconds}
+                now = sitting | {"seconds": round(time.monotonic() - clock, 1)}
+                records.save_run(name, scale, run, rows, seconds, now)
+                finished[run.digest] = {"rows": rows, "seconds": seconds, "sitting": now}
                 bar.set_postfix_str(f"{len(finished)}/{len(runs)} runs", refresh=False)
-        provenance = {
-            "started": started.isoformat(timespec="seconds"),
-            "seconds": round(time.monotonic() - clock, 1),
-            "run_seconds": round(sum(item["seconds"] for item in finished.values()), 1),
-            "workers": (workers or os.cpu_count()) if device == "cpu" else 1,
-            "command": f"bnlib run {name} --scale {scale}" + (f" --seeds {seeds}" if seeds else ""),
-            "device": _describe(device),
-            "versions": _versions(),
-            "source_sha256": source,
-        }
-        return records.save(name, scale, runs, finished, provenance)
+        sittings = _seat(finished)
+        run_seconds = round(sum(item["seconds"] for item in finished.values()), 1)
+        return records.save(name, scale, runs, finished, {"sittings": sittings, "run_seconds": run_seconds})
 
 
 def obtain(name: str, scale: str = "recorded") -> Record:
@@ -117,13 +118,39 @@ def _prepare(experiment: Experiment, scale: str, seeds: int | None, resume: bool
         for run in runs:
             kept = records.rows_of(old, run)
             if kept and records.load_run(name, scale, run) is None:
-                records.save_run(name, scale, run, kept["rows"], kept["seconds"])
+                records.save_run(name, scale, run, kept["rows"], kept["seconds"], kept["sitting"])
     return runs
+
+
+def _seat(finished: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The sittings of the finished runs in order of time; each run's own becomes its index among them.
+
+    Every run describes its sitting as it was when the run was finished: the same but for the `seconds`, of
+    which the largest count.
+    """
+    sittings: dict[bytes, dict[str, Any]] = {}
+    keys = {digest: canonical(item["sitting"] | {"seconds": None}) for digest, item in finished.items()}
+    for digest, key in keys.items():
+        found = finished[digest]["sitting"]
+        sittings[key] = max(sittings.get(key, found), found, key=lambda sitting: sitting["seconds"])
+    order = sorted(sittings, key=lambda key: sittings[key]["started"])
+    for digest, key in keys.items():
+        finished[digest]["sitting"] = order.index(key)
+    return [sittings[key] for key in order]
+
+
+def _command(experiment: Experiment, scale: str, runs: list[Run]) -> str:
+    """What makes all of `runs` from nothing."""
+    seeds = len({run.seed for run in runs})
+    return f"bnlib run {experiment.name} --scale {scale}" + (
+        f" --seeds {seeds}" if seeds != experiment.seeds[scale] else ""
+    )
 
 
 def _fetch_data(runs: list[Run]) -> None:
     """Load each data set once here, so that a missing one is one clear error before any work starts."""
-    for name in sorted({run.settings["dataset"] for run in runs if "dataset" in run.settings}):
+    chosen = [run.settings.get("dataset") for run in runs]
+    for name in sorted({name for name in chosen if isinstance(name, str)}):
         data.load(name)
 
 
@@ -163,6 +190,11 @@ def _work(run: Run) -> tuple[list[Row], float]:
     return _timed(run, "cpu", tick)
 
 
+def _processes(runs: list[Run], workers: int | None) -> int:
+    """How many runs go at a time on a CPU."""
+    return min(workers or os.cpu_count() or 1, len(runs))
+
+
 def _on_cpu(runs: list[Run], device: str, workers: int | None, bar: tqdm):
     """One process per core, one thread per process: the fastest way for small networks, and the same bits
     everywhere."""
@@ -170,8 +202,9 @@ def _on_cpu(runs: list[Run], device: str, workers: int | None, bar: tqdm):
         return
     context = multiprocessing.get_context("spawn")
     counter = context.Value("q", 0)
-    count = min(workers or os.cpu_count() or 1, len(runs))
-    pool = ProcessPoolExecutor(count, context, initializer=_start_worker, initargs=(counter,))
+    pool = ProcessPoolExecutor(
+        _processes(runs, workers), context, initializer=_start_worker, initargs=(counter,)
+    )
     stop = threading.Event()
 
     def follow() -> None:

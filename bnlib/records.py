@@ -1,8 +1,13 @@
 """Recorded results: one Parquet table and one provenance file per experiment and scale.
 
     ROOT/NAME/SCALE.parquet    run, arm, seed, step, layer, metric, value: the same runs give the same bytes
-    ROOT/NAME/SCALE.json       provenance: every run's settings, hashes, versions, device, times, command
+    ROOT/NAME/SCALE.json       provenance: every run's settings and the sitting it was made in, checksums
     ROOT/NAME/SCALE.partial/   finished runs of a recording that goes on or was interrupted
+
+A sitting is one call of `bnlib.recording.record`: when it `started`, its `device`, `versions`, `workers` and
+`command`, the hash of the code (`source_sha256`), and its `seconds`, from its start until the last of its
+runs was finished (what an interruption cut off is not counted).  A record that was resumed or extended has
+several `sittings`, in order of time; each run names its own by its index (`sitting`).
 
 ROOT is `$BNLIB_RECORDS` if it is set, and else the folder `recorded` inside the package, so that an installed
 bnlib carries the results that the book shows.  No pickle, no torch.  Files appear whole or not at all.
@@ -32,9 +37,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT = "bnlib-record"
-VERSION = 1
+VERSION = 2
 # Everything whose code can change a result; its hash is part of the provenance.
-COMPUTE_SOURCES = ("data", "norms", "models", "probes", "training", "identities")
+COMPUTE_SOURCES = ("data", "norms", "noise", "models", "probes", "training", "identities")
 Row = tuple[int, str, str, float]  # step, layer, metric, value
 
 _TEXT = pa.dictionary(pa.int32(), pa.string())
@@ -52,7 +57,7 @@ SCHEMA = pa.schema(
 
 
 class RecordError(RuntimeError):
-    """A record that is missing, damaged, foreign, too new, or in use; the message says what to do."""
+    """A record that is missing, damaged, foreign, too new or old, or in use; the message says what to do."""
 
 
 def _unwritable(folder: Path, error: OSError) -> RecordError:
@@ -78,8 +83,13 @@ class Record:
 
     @property
     def runs(self) -> list[dict[str, Any]]:
-        """Each run's id, arm, seed, settings, digest, seconds and, if it diverged, the step."""
+        """Each run's id, arm, seed, settings, digest, seconds, sitting and, if it diverged, the step."""
         return self.provenance["runs"]
+
+    @property
+    def sittings(self) -> list[dict[str, Any]]:
+        """When, on what and with which code the runs were made, in order of time; see the module's text."""
+        return self.provenance["sittings"]
 
     @property
     def seeds(self) -> int:
@@ -124,6 +134,10 @@ def _unseal(kind: str, path: Path) -> dict[str, Any]:
     if version > VERSION:
         raise RecordError(
             f"{path} was written by a newer bnlib (format {version}, this one reads {VERSION}): upgrade bnlib"
+        )
+    if version < VERSION:
+        raise RecordError(
+            f"{path} was written by an older bnlib (format {version}, this one reads {VERSION}): record again"
         )
     if body.pop("sha256", None) != hashlib.sha256(canonical(body)).hexdigest():
         raise RecordError(f"{path} is damaged (its checksum does not match): restore it or record again")
@@ -173,7 +187,7 @@ def best_scale(name: str) -> str | None:
 def load(name: str, scale: str | None = None) -> Record:
     """Load a record (the largest recorded scale if none is named) and check all of it.
 
-    Raises RecordError if it is missing, truncated, changed, of another kind, or written by a newer bnlib.
+    Raises RecordError if it is missing, truncated, changed, of another kind, or of another format version.
     """
     chosen = scale or best_scale(name)
     if chosen is None or not (root() / name / f"{chosen}.json").exists():
@@ -215,15 +229,25 @@ def unfinished(name: str, scale: str) -> int:
     return len(list(partial_folder(name, scale).glob("*.json")))
 
 
-def save_run(name: str, scale: str, run: Run, rows: Iterable[Row], seconds: float) -> None:
-    """Keep one finished run until the record is whole."""
-    body = {"id": run.id, "digest": run.digest, "seconds": seconds, "rows": [list(row) for row in rows]}
+def save_run(
+    name: str, scale: str, run: Run, rows: Iterable[Row], seconds: float, sitting: dict[str, Any]
+) -> None:
+    """Keep one finished run, with the description of its sitting, until the record is whole."""
+    body = {
+        "id": run.id,
+        "digest": run.digest,
+        "seconds": seconds,
+        "sitting": sitting,
+        "rows": [list(row) for row in rows],
+    }
     write_atomically(partial_folder(name, scale) / f"{run.digest}.json", _seal(f"{FORMAT}-run", body))
 
 
 def load_run(name: str, scale: str, run: Run) -> dict[str, Any] | None:
-    """A finished run of an interrupted recording; None if there is none, or if it is damaged and must run
-    again."""
+    """A finished run of an interrupted recording: its rows, seconds and sitting (the description itself).
+
+    None if there is none, or if it cannot be used (damaged, another format version) and must run again.
+    """
     path = partial_folder(name, scale) / f"{run.digest}.json"
     if not path.exists():
         return None
@@ -245,6 +269,7 @@ def rows_of(record: Record, run: Run) -> dict[str, Any] | None:
         "id": run.id,
         "digest": run.digest,
         "seconds": kept["seconds"],
+        "sitting": record.sittings[kept["sitting"]],
         "rows": list(zip(*columns, strict=True)),
     }
 
@@ -252,7 +277,10 @@ def rows_of(record: Record, run: Run) -> dict[str, Any] | None:
 def save(
     name: str, scale: str, runs: list[Run], finished: dict[str, dict[str, Any]], provenance: dict[str, Any]
 ) -> Record:
-    """Write the record of `runs` from their `finished` rows (by digest), and remove the partial folder.
+    """Write the record of `runs`, and remove the partial folder.
+
+    finished: by digest, each run's `rows` and what else the record shall say of it (`seconds`, and `sitting`
+    as an index).  provenance: what the record shall say of all of them (`sittings`, `run_seconds`).
 
     The table goes first and the provenance, which holds its checksum, last: a kill in between is seen by
     `load` and mended by resuming, because the finished runs are still there.
@@ -260,7 +288,8 @@ def save(
     columns: dict[str, list[Any]] = {field.name: [] for field in SCHEMA}
     described = []
     for run in runs:
-        rows = finished[run.digest]["rows"]
+        about = dict(finished[run.digest])
+        rows = about.pop("rows")
         for column, values in zip(("step", "layer", "metric", "value"), zip(*rows, strict=True), strict=True):
             columns[column].extend(values)
         for column, value in (("run", run.id), ("arm", run.arm), ("seed", run.seed)):
@@ -274,8 +303,8 @@ def save(
                 "task": run.task,
                 "settings": dict(run.settings),
                 "digest": run.digest,
-                "seconds": finished[run.digest]["seconds"],
                 "diverged_at": diverged[0] if diverged else None,
+                **about,
             }
         )
     table = pa.table(columns, schema=SCHEMA)
@@ -326,8 +355,13 @@ def recording_lock(name: str, scale: str) -> Iterator[None]:
 def source_digest() -> str:
     """SHA-256 over the code, without comments and docstrings, of the modules that settle a result."""
     digest = hashlib.sha256()
-    for module in COMPUTE_SOURCES:
-        tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text())
+    here = Path(__file__).parent
+    for path in (
+        p for name in COMPUTE_SOURCES for p in [here / f"{name}.py", *sorted(here.glob(f"{name}/*.py"))]
+    ):
+        if not path.exists():
+            continue  # a package, not a module
+        tree = ast.parse(path.read_text())
         for node in ast.walk(tree):
             if (
                 isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)

@@ -223,19 +223,34 @@ def test_durations(seconds, text):
     assert provenance.duration(seconds) == text
 
 
-def test_the_footers_facts():
-    made = {
-        "scale": "laptop",
-        "runs": [{"seed": 0}, {"seed": 1}, {"seed": 1}],
+def _sitting(**changes) -> dict:
+    return {
+        "started": "2026-03-05T10:11:12+00:00",
+        "seconds": 190.0,
         "device": {"type": "cpu", "name": "Some processor", "cores": 4},
         "versions": {"python": "3.12.1", "torch": "2.15.0"},
-        "started": "2026-03-05T10:11:12+00:00",
-        "run_seconds": 723.4,
+        "source_sha256": "abc",
         "workers": 4,
         "command": "bnlib run training --scale laptop",
+    } | changes
+
+
+def _provenance(*sittings: dict) -> dict:
+    return {
+        "scale": "laptop",
+        "runs": [
+            {"seed": 0, "sitting": 0},
+            {"seed": 1, "sitting": 0},
+            {"seed": 1, "sitting": len(sittings) - 1},
+        ],
+        "sittings": list(sittings),
+        "run_seconds": 723.4,
         "table_sha256": "0123456789abcdef",
     }
-    assert provenance.facts(made) == {
+
+
+def test_the_footers_facts():
+    assert provenance.facts(_provenance(_sitting())) == {
         "Scale": "laptop",
         "Runs": "3 (2 seeds)",
         "Device": "Some processor, 4 cores",
@@ -246,8 +261,28 @@ def test_the_footers_facts():
     }
 
 
+def test_the_footer_of_a_record_of_several_sittings():
+    later = _sitting(
+        started="2026-03-07T08:00:00.123+00:00",
+        device={"type": "cuda", "name": "Some GPU"},
+        source_sha256="def",
+        workers=1,
+        command="bnlib run training --scale laptop --seeds 7",
+    )
+    told = provenance.facts(_provenance(_sitting(), later))
+    assert told["Sittings"] == "Recorded in 2 sittings of 2 and 1 runs, with changed code."
+    assert told["Device"] == "Some processor, 4 cores; Some GPU"
+    assert told["Versions"] == "python 3.12.1, torch 2.15.0"
+    assert told["Recorded"] == "5 March 2026; 7 March 2026; 12 min of runs, 1 or 4 at a time"
+    assert told["Record again"] == "bnlib run training --scale laptop --seeds 7"
+    same = _provenance(_sitting(), _sitting(started="2026-03-05T12:00:00.000+00:00"))
+    assert provenance.facts(same)["Sittings"] == "Recorded in 2 sittings of 2 and 1 runs, with the same code."
+    assert provenance.facts(same)["Recorded"] == "5 March 2026; 12 min of runs, 4 at a time"
+
+
 def test_the_pace_of_a_recording():
-    assert provenance.run_time({"run_seconds": 5400, "workers": 1}) == "1.5 h of runs, one after the other"
+    made = {"run_seconds": 5400, "sittings": [_sitting(workers=1)]}
+    assert provenance.run_time(made) == "1.5 h of runs, one after the other"
 
 
 @pytest.mark.parametrize(

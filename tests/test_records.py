@@ -13,7 +13,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from bnlib import records
+from bnlib import experiments, recording, records
+from bnlib.__main__ import main
 from bnlib.records import RecordError
 from bnlib.specs import Experiment, Run, canonical
 
@@ -25,13 +26,15 @@ def _runs(scale: str, seed: int) -> list[Run]:
 TOY = Experiment("toy", "A toy", "00-toy", "Does it work?", _runs, {"smoke": 2, "laptop": 5, "paper": 5})
 
 
+def _rows(seed: int) -> list[records.Row]:
+    return [(0, "", "loss", 2.5), (1, "conv1", "mean", seed / 3)]
+
+
 def _save(scale: str = "smoke", seeds: int = 2, seconds: float = 1.5) -> records.Record:
     runs = TOY.all_runs(scale, seeds)
-    finished = {
-        run.digest: {"rows": [(0, "", "loss", 2.5), (1, "conv1", "mean", run.seed / 3)], "seconds": seconds}
-        for run in runs
-    }
-    return records.save("toy", scale, runs, finished, {"command": "made in a test", "seconds": seconds})
+    finished = {run.digest: {"rows": _rows(run.seed), "seconds": seconds, "sitting": 0} for run in runs}
+    sittings = [{"command": "made in a test", "seconds": seconds}]
+    return records.save("toy", scale, runs, finished, {"sittings": sittings, "run_seconds": seconds})
 
 
 @pytest.fixture(autouse=True)
@@ -144,6 +147,16 @@ def test_a_newer_format_asks_for_an_upgrade(folder):
         records.load("toy", "smoke")
 
 
+def test_an_older_format_asks_to_record_again(folder):
+    _save()
+    path = folder / "toy/smoke.json"
+    body = json.loads(path.read_text())
+    body["version"] = 1
+    path.write_text(json.dumps(body))
+    with pytest.raises(RecordError, match=r"smoke\.json was written by an older bnlib .* record again"):
+        records.load("toy", "smoke")
+
+
 def test_a_missing_table_is_named(folder):
     _save()
     (folder / "toy/smoke.parquet").unlink()
@@ -153,7 +166,7 @@ def test_a_missing_table_is_named(folder):
 
 def test_a_damaged_finished_run_is_run_again(folder):
     run = TOY.all_runs("smoke")[0]
-    records.save_run("toy", "smoke", run, [(0, "", "loss", 1.0)], 0.5)
+    records.save_run("toy", "smoke", run, [(0, "", "loss", 1.0)], 0.5, {"seconds": 0.5})
     assert records.load_run("toy", "smoke", run)["rows"] == [[0, "", "loss", 1.0]]
     path = folder / "toy/smoke.partial" / f"{run.digest}.json"
     path.write_bytes(_truncate(path.read_bytes()))
@@ -185,7 +198,7 @@ def test_a_full_disk_leaves_the_old_record(folder, monkeypatch):
     with pytest.raises(RecordError, match="No space left on device"):
         _save(seconds=2.0)
     assert (folder / "toy/smoke.json").read_bytes() == before
-    assert records.load("toy").provenance["seconds"] == 1.0
+    assert records.load("toy").sittings[0]["seconds"] == 1.0
     assert not [path for path in (folder / "toy").iterdir() if path.name.startswith(".")]
 
 
@@ -221,6 +234,115 @@ def test_the_digest_does_not_depend_on_the_order_of_settings():
     assert one.digest == two.digest
     assert one.digest != Run("bn", 1, one.settings).digest
     assert canonical({"b": 1, "a": 2}) == b'{"a":2,"b":1}'
+
+
+class Studio:
+    """Records TOY in this process, with code of any name, and may be interrupted after some runs."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.patch, self.left = monkeypatch, None
+        monkeypatch.setattr(recording, "find", lambda name: TOY)
+        monkeypatch.setattr(recording, "_on_cpu", recording._in_turn)
+        monkeypatch.setattr(recording, "TASKS", {"train": self._train})
+
+    def _train(self, settings, *, seed, device, tick) -> list[records.Row]:
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left = self.left and self.left - 1
+        return _rows(seed)
+
+    def record(self, code: str, *, stop_after: int | None = None, **options) -> records.Record:
+        self.left = stop_after
+        self.patch.setattr(records, "source_digest", lambda: code)
+        return recording.record("toy", "smoke", device="cpu", progress=False, **options)
+
+
+@pytest.fixture
+def studio(monkeypatch) -> Studio:
+    return Studio(monkeypatch)
+
+
+def _codes(record: records.Record) -> list[str]:
+    """The code that each run of the record says it was made with."""
+    return [record.sittings[run["sitting"]]["source_sha256"] for run in record.runs]
+
+
+def test_one_sitting_says_all_of_every_run(studio):
+    record = studio.record("A", workers=3)
+    (sitting,) = record.sittings
+    expected = {"started", "seconds", "device", "versions", "source_sha256", "workers", "command"}
+    assert set(sitting) == expected
+    assert not expected & set(record.provenance)
+    assert (sitting["workers"], sitting["command"]) == (3, "bnlib run toy --scale smoke")
+    assert [run["sitting"] for run in record.runs] == [0] * 4
+    assert record.provenance["run_seconds"] == pytest.approx(sum(r["seconds"] for r in record.runs), abs=0.1)
+
+
+def test_a_resumed_recording_is_true_of_every_run(studio, folder):
+    with pytest.raises(KeyboardInterrupt):
+        studio.record("A", stop_after=1, workers=4)
+    with pytest.raises(KeyboardInterrupt):
+        studio.record("B", stop_after=2, resume=True, workers=4)
+    record = studio.record("C", resume=True, workers=4)
+    assert _codes(record) == ["A", "B", "B", "C"]
+    assert [sitting["source_sha256"] for sitting in record.sittings] == ["A", "B", "C"]
+    assert [sitting["workers"] for sitting in record.sittings] == [4, 3, 1]
+    assert records.load("toy").sittings == record.sittings
+    resumed = (folder / "toy/smoke.parquet").read_bytes()
+    _save()
+    assert (folder / "toy/smoke.parquet").read_bytes() == resumed
+
+
+def test_an_interrupted_sitting_lasts_until_its_last_finished_run(studio, monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(recording.time, "monotonic", lambda: float(next(clock)))
+    with pytest.raises(KeyboardInterrupt):
+        studio.record("A", stop_after=2)
+    kept = [records.load_run("toy", "smoke", run) for run in TOY.all_runs("smoke")[:2]]
+    first, second = (item["sitting"]["seconds"] for item in kept)
+    assert 0 < first < second
+    record = studio.record("B", resume=True)
+    assert record.sittings[0]["seconds"] == second
+
+
+def test_runs_of_an_existing_record_keep_their_sitting(studio):
+    old = studio.record("A", seeds=1)
+    assert old.sittings[0]["command"] == "bnlib run toy --scale smoke --seeds 1"
+    record = studio.record("B", seeds=3, resume=True)
+    assert _codes(record) == ["A", "A", "B", "B", "B", "B"]
+    assert record.sittings[0] == old.sittings[0]
+    assert record.sittings[1]["command"] == "bnlib run toy --scale smoke --seeds 3"
+    with pytest.raises(KeyboardInterrupt):
+        studio.record("C", seeds=4, resume=True, stop_after=1)
+    assert _codes(studio.record("D", seeds=4, resume=True)) == ["A", "A", *"BBBB", "C", "D"]
+
+
+def test_a_sitting_that_made_no_run_leaves_no_trace(studio):
+    first = studio.record("A")
+    assert studio.record("B", resume=True).provenance == first.provenance
+    assert _codes(studio.record("C")) == ["C"] * 4
+    assert len(records.load("toy").sittings) == 1
+
+
+def test_a_sitting_is_described_once(studio, folder):
+    """1350 runs must not carry 1350 descriptions."""
+    studio.record("the code's name")
+    assert (folder / "toy/smoke.json").read_text().count("the code's name") == 1
+
+
+def test_verify_counts_the_runs_of_other_code(studio, monkeypatch, capsys):
+    monkeypatch.setattr(experiments, "find", lambda name: TOY)
+    with pytest.raises(KeyboardInterrupt):
+        studio.record("A", stop_after=3)
+    studio.record("B", resume=True)
+    for code, news in (
+        ("B", ", the code has changed since 3 of 4 runs)"),
+        ("A", ", the code has changed since 1 of 4 runs)"),
+        ("C", ", the code has changed since)"),
+    ):
+        monkeypatch.setattr(records, "source_digest", lambda code=code: code)
+        assert main(["verify"]) == 0
+        assert capsys.readouterr().out == f"toy/smoke: good (4 runs, 2 seeds{news}\n"
 
 
 def _run_cli(*arguments: str, root: Path, **options) -> subprocess.Popen:

@@ -6,6 +6,7 @@ which versions, when, and which command records them again.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any
@@ -40,27 +41,53 @@ def device_name(device: dict[str, Any]) -> str:
     return f"{device['name']}{cores}"
 
 
+def distinct(texts: Iterable[str]) -> str:
+    """What the sittings of a record have in common is said once, the rest in order of time."""
+    return "; ".join(dict.fromkeys(texts))
+
+
+def devices(provenance: dict[str, Any]) -> str:
+    """The devices of all sittings."""
+    return distinct(device_name(sitting["device"]) for sitting in provenance["sittings"])
+
+
 def run_time(provenance: dict[str, Any]) -> str:
     """How long the runs took. Not the clock's time: a recording may have been resumed."""
-    at_a_time = provenance["workers"]
-    pace = "one after the other" if at_a_time == 1 else f"{at_a_time} at a time"
+    at_a_time = sorted({sitting["workers"] for sitting in provenance["sittings"]})
+    pace = f"{' or '.join(map(str, at_a_time))} at a time" if at_a_time != [1] else "one after the other"
     return f"{duration(provenance['run_seconds'])} of runs, {pace}"
+
+
+def sittings_in_words(provenance: dict[str, Any]) -> str:
+    """One sentence on a record that was resumed or extended; nothing on one made in a single sitting."""
+    sittings, runs = provenance["sittings"], provenance["runs"]
+    if len(sittings) == 1:
+        return ""
+    shares = [str(sum(run["sitting"] == index for run in runs)) for index in range(len(sittings))]
+    code = "the same code" if len({sitting["source_sha256"] for sitting in sittings}) == 1 else "changed code"
+    listed = f"{', '.join(shares[:-1])} and {shares[-1]}"
+    return f"Recorded in {len(sittings)} sittings of {listed} runs, with {code}."
 
 
 def facts(provenance: dict[str, Any]) -> dict[str, str]:
     """What the footer tells of one record, in the order in which it is shown."""
     runs = provenance["runs"]
     seeds = len({run["seed"] for run in runs})
-    when = datetime.fromisoformat(provenance["started"])
-    return {
+    sittings = provenance["sittings"]
+    days = [datetime.fromisoformat(sitting["started"]) for sitting in sittings]
+    when = distinct(f"{day.day} {day:%B %Y}" for day in days)
+    versions = [sitting["versions"].items() for sitting in sittings]
+    told = {
         "Scale": provenance["scale"],
         "Runs": f"{len(runs)} ({seeds} {'seed' if seeds == 1 else 'seeds'})",
-        "Device": device_name(provenance["device"]),
-        "Versions": ", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
-        "Recorded": f"{when.day} {when:%B %Y}; {run_time(provenance)}",
-        "Record again": provenance["command"],
+        "Device": devices(provenance),
+        "Versions": distinct(", ".join(f"{name} {number}" for name, number in items) for items in versions),
+        "Recorded": f"{when}; {run_time(provenance)}",
+        "Sittings": sittings_in_words(provenance),
+        "Record again": sittings[-1]["command"],
         "Checksum": provenance["table_sha256"][:CHECKSUM_DIGITS],
     }
+    return {term: text for term, text in told.items() if text}
 
 
 def note_records(env: BuildEnvironment, experiments: list[str]) -> None:
@@ -123,10 +150,10 @@ class RecordingTimes(SphinxDirective):
             made = records.load(name, scale).provenance
             rows.append(
                 [
-                    [nodes.literal(text=made["command"])],
+                    [nodes.literal(text=made["sittings"][-1]["command"])],
                     [nodes.Text(str(len(made["runs"])))],
                     [nodes.Text(run_time(made))],
-                    [nodes.Text(device_name(made["device"]))],
+                    [nodes.Text(devices(made))],
                 ]
             )
         if not rows:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import altair as alt
@@ -36,6 +36,8 @@ ARMS: dict[str, Arm] = {
     "bn_small_gamma": Arm("BN, γ from 0.1", "#0078c3", (2, 3)),
     "bn_after_4": Arm("BN after 4th conv", "#00a596", (2, 2)),
     "noisy_bn": Arm("Noisy batch norm", "#4b4bff", (10, 3, 2, 3)),
+    # Noise after batch norm too, of another kind: the same colour, another dash.
+    "stationary_bn": Arm("BN, stationary noise", "#4b4bff", (3, 2)),
     "noisy_standard": Arm("Noisy standard", "#a54b5a", (4, 4)),
     "l1": Arm("L1 norm", "#6978ff", (12, 4)),
     "l2": Arm("L2 norm", "#b4875a", (6, 2, 2, 2, 2, 2)),
@@ -146,25 +148,29 @@ def arm_labels(frame: pd.DataFrame, arms: Mapping[str, Arm] = ARMS, colour: str 
     return [arms[name].label for name in arms if name in present]
 
 
-def _styles(present: Sequence[str], arms: Mapping[str, Arm]) -> tuple[alt.Color, alt.StrokeDash]:
+def arm_scales(
+    labels: Sequence[str], arms: Mapping[str, Arm] = ARMS, legend: alt.Legend | None = None
+) -> dict[str, alt.Color | alt.StrokeDash]:
+    """Encodings `color` and `strokeDash` of a column `arm` that holds `labels`: each arm as in every figure.
+
+    No legend unless one is given.
+    """
     by_label = {arm.label: arm for arm in arms.values()}
-    chosen = [by_label[label] for label in present]
-    legend = alt.Legend() if len(chosen) > 1 else None
-    colour = alt.Color(
-        "arm:N",
-        scale=alt.Scale(domain=list(present), range=[a.colour for a in chosen]),
-        sort=list(present),
-        legend=legend,
-        title=None,
-    )
-    dash = alt.StrokeDash(
-        "arm:N",
-        scale=alt.Scale(domain=list(present), range=[list(a.dash) for a in chosen]),
-        sort=list(present),
-        legend=legend,
-        title=None,
-    )
-    return colour, dash
+    chosen, common = [by_label[label] for label in labels], {"sort": list(labels), "title": None}
+    colours = alt.Scale(domain=list(labels), range=[arm.colour for arm in chosen])
+    dashes = alt.Scale(domain=list(labels), range=[list(arm.dash) for arm in chosen])
+    return {
+        "color": alt.Color("arm:N", scale=colours, legend=legend, **common),
+        "strokeDash": alt.StrokeDash("arm:N", scale=dashes, legend=legend, **common),
+    }
+
+
+def packed(values: Iterable[float], number: str = ".4g", missing: str = "×") -> str:
+    """A series as one string, which a chart splits: in a notebook's JSON a list takes a line per number.
+
+    `missing` stands for a value that is not finite.
+    """
+    return " ".join(f"{v:{number}}" if math.isfinite(v) else missing for v in values)
 
 
 def _require(frame: pd.DataFrame, *columns: str | None) -> None:
@@ -320,6 +326,18 @@ def _facet_word(name: str, value: object) -> str:
     return f"{name} {spell(value)}" if isinstance(value, int | float | np.number) else str(value)
 
 
+def fit_width(chart: alt.VConcatChart, gutter: int = 62) -> alt.VConcatChart:
+    """Make the panels of a column of charts follow the width of the page; `gutter`: pixels beside a panel.
+
+    Vega-Lite knows `width="container"` for single views only, so the compiled Vega is patched: the panels'
+    common width becomes a function of the container's, as Vega-Lite writes it for a single view.
+    """
+    width = f"max(200, (containerSize()[0] || 600) - {gutter})"
+    signal = {"name": "width", "init": width, "on": [{"events": "window:resize", "update": width}]}
+    patch = [{"op": "remove", "path": "/width"}, {"op": "add", "path": "/signals/-", "value": signal}]
+    return chart.properties(usermeta={"embedOptions": {"patch": patch}})
+
+
 def responsive(chart: alt.FacetChart, panel: int, panels: int) -> alt.FacetChart:
     """Make a wrapped facet follow the width of the page: as many columns of about `panel` pixels as fit.
 
@@ -390,7 +408,8 @@ def _curve_layers(
 ) -> alt.LayerChart:
     labels = {arm.label for arm in arms.values() if arm.label in set(table["arm"])}
     present = [arm.label for arm in arms.values() if arm.label in labels]
-    colour, dash = _styles(present, arms)
+    scales = arm_scales(present, arms, alt.Legend() if len(present) > 1 else None)
+    colour, dash = scales["color"], scales["strokeDash"]
     thousands = "datum.value >= 1000 ? format(datum.value / 1000, '~g') + 'k' : datum.label"
     ticks = alt.Axis(labelExpr=thousands) if table["x"].abs().max() >= 10_000 else alt.Axis()
     if table["x"].dtype.kind == "i":
@@ -539,7 +558,7 @@ def ridges(
     table["base"] = -table["row"]
     table["top"] = significant(table["base"] + table["up"])
     table = table.sort_values(["arm", "row", "x"], kind="stable").drop(columns=["up"])
-    colours, _ = _styles(present, arms)
+    colours = arm_scales(present, arms, alt.Legend() if len(present) > 1 else None)["color"]
     colours.legend = None
     names = [str(r) if isinstance(r, str) else spell(r) for r in rows]
     every = max(1, math.ceil(len(rows) / 10))
@@ -607,7 +626,7 @@ def dots(
         )
     )
     table["all"] = table["y"].notna().groupby(table["arm"]).transform("all").astype(int)
-    colours, _ = _styles(present, arms)
+    colours = arm_scales(present, arms, alt.Legend() if len(present) > 1 else None)["color"]
     colours.legend = None
     axis = _log_axis(table["y"], y_domain) if log_y else alt.Axis()
     up = alt.Y("y:Q", title=y_title, scale=_scale(log_y, y_domain), axis=axis)

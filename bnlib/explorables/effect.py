@@ -43,32 +43,8 @@ def settings_of(words: str, record: Record) -> list[Setting]:
     return [Setting(f"{words}, rate {lr:g}", record, lr) for lr in rates]
 
 
-def _text(values: Iterable[float], number: str = ".4g") -> str:
-    return " ".join(LOST if not math.isfinite(v) else f"{v:{number}}" for v in values)
-
-
 def _label(arm: str) -> str:
     return charts.ARMS[arm].label
-
-
-def _arm_scales(arms: Sequence[str], legend: alt.Legend) -> dict[str, alt.Color | alt.StrokeDash]:
-    """Each arm's colour and dash, as in every figure of the book."""
-    styles = [charts.ARMS[arm] for arm in charts.ARMS if arm in arms]
-    labels = [style.label for style in styles]
-    return {
-        "color": alt.Color(
-            "arm:N",
-            sort=labels,
-            legend=legend,
-            scale=alt.Scale(domain=labels, range=[style.colour for style in styles]),
-        ),
-        "strokeDash": alt.StrokeDash(
-            "arm:N",
-            sort=labels,
-            legend=legend,
-            scale=alt.Scale(domain=labels, range=[list(style.dash) for style in styles]),
-        ),
-    }
 
 
 def _options(settings: Sequence[Setting]) -> list[tuple[str, int]]:
@@ -128,7 +104,7 @@ def curve_rows(settings: Sequence[Setting], metrics: Iterable[str] = QUANTITIES.
                         "every": every,
                         "first": first,
                         "diverged": run["diverged_at"] is not None,
-                        "values": _text(values),
+                        "values": charts.packed(values),
                     }
                 )
     return rows
@@ -153,7 +129,8 @@ def curve_chart(settings: Sequence[Setting]) -> alt.LayerChart:
     `skipped` (per cent of the steps that are left out at the start, which lets the axes zoom in). A median is
     drawn where every seed has a value; a run that diverged ends in a cross.
     """
-    scales = _arm_scales(_arms(settings), alt.Legend(offset=30))  # room for the heading
+    labels = [_label(arm) for arm in _arms(settings)]
+    scales = charts.arm_scales(labels, legend=alt.Legend(offset=30))  # room for the heading
     across = alt.X("x:Q", title="Step", scale=alt.Scale(nice=False, zero=False))
     scale = alt.Scale(zero=False)
     base = alt.Chart()
@@ -290,7 +267,7 @@ def level_chart(settings: Sequence[Setting], level: float) -> alt.LayerChart:
     the steps of the standard network divided by the arm's, and of these the median.
     """
     arms = _arms(settings)
-    scales = _arm_scales(arms, alt.Legend())
+    scales = charts.arm_scales([_label(arm) for arm in arms], legend=alt.Legend())
     across = alt.X("x:Q", title="Step", scale=alt.Scale(nice=False))
     up = alt.Y("y:Q", title="Test accuracy (%)", scale=alt.Scale(domain=[0, 100], nice=False))
     base = alt.Chart()
@@ -375,7 +352,7 @@ def robustness_rows(record: Record) -> list[dict]:
 
     def values(runs: list[dict], metric: str, factor: float, number: str) -> str:
         kept = [math.nan if r["diverged_at"] is not None else factor * finals[metric][r["id"]] for r in runs]
-        return _text(kept, number)
+        return charts.packed(kept, number)
 
     return [
         {

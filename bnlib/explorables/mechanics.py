@@ -29,18 +29,6 @@ def _slider(label: str, value: float, low: float, high: float, step: float) -> i
     )
 
 
-def _fit_width(chart: alt.VConcatChart) -> alt.VConcatChart:
-    """Make the panels of a column of charts follow the width of the page.
-
-    Vega-Lite knows `width="container"` for single views only, so the compiled Vega is patched: the panels'
-    common width becomes a function of the container's, as Vega-Lite writes it for a single view.
-    """
-    width = "max(200, (containerSize()[0] || 600) - 62)"
-    signal = {"name": "width", "init": width, "on": [{"events": "window:resize", "update": width}]}
-    patch = [{"op": "remove", "path": "/width"}, {"op": "add", "path": "/signals/-", "value": signal}]
-    return chart.properties(usermeta={"embedOptions": {"patch": patch}})
-
-
 # --- (a) the transform, step by step ------------------------------------------------------------------
 
 
@@ -276,7 +264,7 @@ def running_chart() -> alt.VConcatChart:
             alt.param(name="unbiased", value=True),
         )
     )
-    return _fit_width(chart)
+    return charts.fit_width(chart)
 
 
 def _running_panel(
@@ -419,7 +407,7 @@ def coupling_chart() -> alt.VConcatChart:
             alt.param(name="inference", value=False),
         )
     )
-    return _fit_width(chart)
+    return charts.fit_width(chart)
 
 
 def coupling() -> ipywidgets.VBox:

@@ -127,7 +127,7 @@ CLAIMS = [
     ),
     Claim(
         id="stability-deep",
-        statement="The same in a deeper network, at its layers 3 and 9.",
+        statement="Layers 3 and 9 of a deeper network are not visibly more stable with batch normalization.",
         source="ilyas2018talk",
         where="slides «A Closer Look at Internal Covariate Shift»",
         chapter=CHAPTER,

@@ -227,7 +227,7 @@ CLAIMS = [
     ),
     Claim(
         id="correlation-linear",
-        statement="So does a standard deep linear network.",
+        statement="A standard deep linear network has a higher correlation of gradients than one with BN.",
         source="wikipedia_bn",
         where="«Internal covariate shift» in «Understanding batch normalization»",
         chapter=CHAPTER,
@@ -297,7 +297,7 @@ CLAIMS = [
     ),
     Claim(
         id="larger-steps-linear",
-        statement="So does the deep linear network with batch normalization at learning rate 1e-7.",
+        statement="At rate 1e-7 a deep linear network with batch normalization moves further in each step.",
         source="santurkar2018",
         where="not reported there; a control of figure 3",
         chapter=CHAPTER,
@@ -321,7 +321,7 @@ CLAIMS = [
     ),
     Claim(
         id="matched-linear",
-        statement="So do those of a deep linear network.",
+        statement="Steps of equal relative length shift a deep linear network's gradients more if it has BN.",
         source="santurkar2018",
         where="not reported there; a control of figure 3",
         chapter=CHAPTER,

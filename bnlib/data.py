@@ -188,7 +188,9 @@ def probe_batch(dataset: Dataset, size: int, seed: int = 0) -> tuple[torch.Tenso
         raise ValueError(f"A probe batch of {size} cannot be drawn from {n} examples: choose 1 to {n}.")
     generator = torch.Generator().manual_seed(_seed_of(f"probe batch {seed}"))
     chosen = torch.randperm(n, generator=generator)[:size].to(dataset.x_train.device)
-    x = dataset.x_train[chosen].contiguous(memory_format=torch.channels_last)
+    x = dataset.x_train[chosen]
+    if x.ndim == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
     return x, dataset.y_train[chosen]
 
 

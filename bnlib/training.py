@@ -80,6 +80,8 @@ def fit(
     a loss is not finite, `diverged_at` with the step: training stops there and what came before is kept.
     `tick(n)` is told of every n steps done.
     """
+    if loss not in LOSSES:
+        raise ValueError(f"Unknown loss {loss!r}; choose one of {', '.join(LOSSES)}.")
     objective = LOSSES[loss]
     optimiser = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
     device = dataset.x_train.device
@@ -149,6 +151,8 @@ def run(
     if every := rest.pop("eval_every", None):
         plugged.append(Probe(probes.evaluation, every))
     for name, arguments in rest.pop("probes", {}).items():
+        if name not in probes.PROBES:
+            raise ValueError(f"Unknown probe {name!r}; choose one of {', '.join(probes.PROBES)}.")
         arguments = dict(arguments)
         every = arguments.pop("every")
         plugged.append(Probe(partial(probes.PROBES[name], **arguments), every))

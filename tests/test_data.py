@@ -21,7 +21,7 @@ import torch
 import torchvision
 
 from bnlib import data
-from bnlib.data import DataError, Dataset, batches, load, probe_batch
+from bnlib.data import DataError, Dataset, batches, linear_map, load, probe_batch
 
 IDX = {
     "x_train": "train-images-idx3-ubyte",
@@ -875,3 +875,44 @@ def test_an_archive_with_a_flipped_flag_is_one_sentence(tmp_path):
     path.write_bytes(flagged_as_encrypted(path.read_bytes()))
     message = refusal("mnist", root=tmp_path)
     assert "mnist.npz is damaged" in message and "encrypted" in message
+
+
+# The linear map of the deep linear network
+
+
+def test_linear_map_is_a_linear_map():
+    """Both halves are y = A x with one and the same A, which least squares finds."""
+    made = linear_map(50, 4, seed=3)
+    assert all(part.shape == (50, 4) for part in (made.x_train, made.y_train, made.x_test, made.y_test))
+    a = torch.linalg.lstsq(made.x_train, made.y_train).solution
+    torch.testing.assert_close(made.x_train @ a, made.y_train, rtol=0, atol=1e-12)
+    torch.testing.assert_close(made.x_test @ a, made.y_test, rtol=0, atol=1e-12)
+    assert not torch.equal(made.x_train, made.x_test)
+
+
+def test_linear_map_is_standard_normal():
+    made = linear_map(4000, 30, seed=0)
+    a = torch.linalg.lstsq(made.x_train, made.y_train).solution
+    for sample in (made.x_train, made.x_test, a):
+        assert sample.mean().item() == pytest.approx(0, abs=5 / sample.numel() ** 0.5)
+        assert sample.var().item() == pytest.approx(1, abs=5 * (2 / sample.numel()) ** 0.5)
+
+
+def test_linear_map_depends_on_n_width_and_seed_alone():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    made = linear_map(20, 5, seed=2)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    again, other = linear_map(20, 5, seed=2), linear_map(20, 5, seed=4)
+    single = linear_map(20, 5, seed=2, dtype=torch.float32)
+    for part in ("x_train", "y_train", "x_test", "y_test"):
+        assert torch.equal(getattr(made, part), getattr(again, part))
+        assert not torch.equal(getattr(made, part), getattr(other, part))
+        assert torch.equal(getattr(made, part).float(), getattr(single, part)), "drawn in float64"
+
+
+@pytest.mark.parametrize("n, width", [(0, 5), (5, 0), (-1, 5)])
+def test_linear_map_needs_a_sample_and_a_dimension(n, width):
+    with pytest.raises(ValueError, match=f"at least one sample and one dimension, not {n} and {width}"):
+        linear_map(n, width, seed=0)

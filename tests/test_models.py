@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models.vgg import cfgs, make_layers
 
 from bnlib import models
-from bnlib.models import build, deep_linear, digit_cnn, initialise, layers, mlp, vgg
+from bnlib.models import NORMS, blocks, build, deep_linear, digit_cnn, initialise, layers, mlp, vgg
 from bnlib.norms import BatchNorm
 
 ARMS = {
@@ -45,7 +45,7 @@ def test_vgg_width_scales_the_channels():
 
 
 @pytest.mark.parametrize("name", ARMS)
-@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("norm", ["none", *NORMS])
 def test_shapes(name, norm):
     arguments, shape, _ = ARMS[name]
     model = build(name, norm=norm, **arguments)
@@ -85,6 +85,45 @@ def test_where_places_the_norms(name):
     assert norms_of(build(name, norm="batch", where="nowhere", **arguments)) == []
     assert norms_of(build(name, norm="none", where=[1, 2], **arguments)) == []
     assert norms_of(build(name, norm="batch", where=(2, 1), **arguments)) == ["norm1", "norm2"]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_layer_keeps_its_bias_unless_its_mean_is_subtracted(norm):
+    """Noise alone subtracts nothing, and the control of noisy batch norm is the standard net with noise."""
+    model = digit_cnn(norm=norm, size=8)
+    assert (model.conv1.bias is not None) == (model.conv2.bias is not None) == (norm == "noise")
+    assert model.classifier.bias is not None
+    x = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    first = model.conv1(x)
+    shifted = first + torch.linspace(1, 2, 16).view(-1, 1, 1)
+    outputs = []
+    for value in (first, shifted):
+        initialise(model, seed=0)  # the same noise for both
+        outputs.append(model.norm1(value))
+    assert torch.allclose(*outputs, atol=1e-4) == (norm != "noise")
+
+
+@pytest.mark.parametrize("name", ARMS)
+@pytest.mark.parametrize("norm", ["none", *NORMS])
+def test_blocks_are_the_layers_with_their_norms(name, norm):
+    arguments, _, _ = ARMS[name]
+    model = build(name, norm=norm, where=[2], **arguments)
+    names = [child for child, _ in model.named_children()]
+    assert [block.layer for block in blocks(model)] == [layer for layer, _ in layers(model)]
+    for block in blocks(model):
+        number = block.layer.lstrip("abcdefghijklmnopqrstuvwxyz")
+        normalised = norm != "none" and number == "2"
+        expected = [block.layer, f"norm{number}"] if normalised else [block.layer]
+        assert names[block.start : block.end] == expected
+
+
+@pytest.mark.parametrize("norm", ["none", *NORMS])
+def test_a_block_ends_where_the_nonlinearity_begins(norm):
+    model = vgg(width=0.125, norm=norm)
+    names = [name for name, _ in model.named_children()]
+    ends = [names[block.end] for block in blocks(model)[:-1]]
+    assert ends == [f"relu{i}" for i in range(1, 9)]
+    assert blocks(model)[-1].end == len(names)
 
 
 def test_a_single_norm_after_the_fourth_convolution():
@@ -132,7 +171,7 @@ def test_a_new_norm_needs_one_line(monkeypatch):
 @pytest.mark.parametrize("scheme", models.SCHEMES)
 def test_all_arms_start_from_the_same_weights(name, scheme):
     arguments, _, _ = ARMS[name]
-    arms = [("none", "everywhere"), ("batch", "everywhere"), ("batch", [2])]
+    arms = [("none", "everywhere"), ("batch", [2]), *((norm, "everywhere") for norm in NORMS)]
     standard, *others = [
         initialise(build(name, norm=norm, where=where, **arguments), scheme, seed=3) for norm, where in arms
     ]

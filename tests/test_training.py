@@ -134,3 +134,96 @@ def test_an_unknown_setting_is_refused():
     declared = find("training").all_runs("smoke")[0]
     with pytest.raises(TypeError, match="learning_rate"):
         training.run({**declared.settings, "learning_rate": 0.1}, seed=0)
+    with pytest.raises(ValueError, match="Unknown probe 'curvature'; choose one of activation_moments"):
+        training.run({**declared.settings, "probes": {"curvature": {"every": 1}}}, seed=0)
+    with pytest.raises(ValueError, match="Unknown loss 'hinge'; choose one of cross_entropy"):
+        training.run({**declared.settings, "loss": "hinge"}, seed=0)
+
+
+# -- losses, and gradient descent on the linear map ------------------------------------------------------
+
+
+def test_the_losses_by_hand():
+    output = torch.tensor([[1.0, 3.0], [0.0, 0.0]], dtype=torch.float64)
+    y = torch.tensor([[0.0, 1.0], [0.0, -3.0]], dtype=torch.float64)
+    assert training.LOSSES["squared_sum"](output, y).item() == 1 + 4 + 0 + 9
+    assert training.LOSSES["squared_mean"](output, y).item() == 14 / 2, "over samples, not over values"
+    labels = torch.tensor([1, 0])
+    by_hand = (-math.log(math.exp(3) / (math.exp(1) + math.exp(3))) + math.log(2)) / 2
+    assert training.LOSSES["cross_entropy"](output, labels).item() == pytest.approx(by_hand, rel=1e-12)
+    assert set(training.LOSSES) == {"cross_entropy", "squared_sum", "squared_mean"}
+
+
+LINEAR = {
+    "dataset": {"n": 30, "width": 4},
+    "model": {"name": "deep_linear", "depth": 3, "width": 4},
+    "batch_size": 30,
+    "init": "glorot_uniform",
+    "dtype": "float64",
+    "where": "everywhere",
+    "steps": 8,
+}
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("loss, lr", [("squared_sum", 1e-4), ("squared_mean", 3e-3)])
+def test_full_batch_training_is_gradient_descent(norm, loss, lr):
+    """Oracle: gradient descent written out, with torch's batch norm, on the whole of y = A x."""
+    rows = training.run({**LINEAR, "norm": norm, "loss": loss, "lr": lr}, seed=2)
+    made = data.linear_map(30, 4, seed=2)
+    weights = [
+        layer.weight.detach().double().requires_grad_()
+        for _, layer in models.layers(models.initialise(models.deep_linear(3, 4), seed=2))
+    ]
+    affine = [make(4, dtype=torch.float64) for make in (torch.ones, torch.zeros) * 2]
+    parameters = weights + ([p.requires_grad_() for p in affine] if norm == "batch" else [])
+    losses = []
+    for _ in range(8):
+        x = made.x_train
+        for i, weight in enumerate(weights):
+            x = x @ weight.T
+            if norm == "batch" and i < 2:
+                x = F.batch_norm(x, None, None, affine[2 * i], affine[2 * i + 1], training=True)
+        value = (x - made.y_train).square().sum() / (1 if loss == "squared_sum" else 30)
+        losses.append(value.item())
+        for parameter, gradient in zip(parameters, torch.autograd.grad(value, parameters), strict=True):
+            parameter.data -= lr * gradient
+    # The losses of a run are collected in float32.
+    assert list(_rows(rows, "train_loss").values()) == pytest.approx(losses, rel=1e-6)
+    assert losses[-1] < 0.99 * losses[0]
+
+
+@pytest.mark.parametrize("norm", ["none", *models.NORMS])
+def test_a_run_with_declared_probes_trains_as_one_without(norm):
+    settings = find("gradient_shift").all_runs("smoke")[0].settings
+    settings = {**settings, "norm": norm, "where": "everywhere", "steps": 4, "noise": 0.5}
+    plain = training.run({**settings, "probes": {}}, seed=0)
+    probed = {
+        "covariate_shift": {"every": 2},
+        "matched_covariate_shift": {"every": 2, "lengths": [0.1]},
+        "activation_shift": {"every": 1, "size": 16},
+        "activation_moments": {"every": 4, "size": 16, "layers": ["linear2"]},
+        "activation_histogram": {"every": 4, "size": 16, "layers": ["linear2"]},
+        "training_mode_accuracy": {"every": 3, "size": 16},
+    }
+    rows = training.run({**settings, "eval_every": 2, "probes": probed}, seed=0)
+    assert _rows(rows, "train_loss") == _rows(plain, "train_loss")
+    steps = {
+        metric: sorted({step for step, _, name, _ in rows if name == metric}) for _, _, metric, _ in rows
+    }
+    assert steps["shift_l2"] == steps["shift_l2@0.1"] == steps["test_loss"] == [0, 2, 4]
+    assert steps["wasserstein"] == [0, 1, 2, 3, 4]
+    assert steps["train_accuracy"] == [0, 3, 4]
+    assert {layer for _, layer, metric, _ in rows if metric == "mean"} == {"linear2"}
+
+
+def test_noise_of_strength_0_trains_as_no_noise():
+    settings = find("noise_strength").all_runs("smoke")[0].settings
+    settings = {**settings, "steps": 5, "probes": {}}
+
+    def losses(norm: str, noise: float) -> dict[int, float]:
+        return _rows(training.run({**settings, "norm": norm, "noise": noise}, seed=0), "train_loss")
+
+    assert losses("noisy_batch", 0.0) == losses("batch", 0.0)
+    assert losses("noise", 0.0) == losses("none", 0.0)
+    assert losses("noisy_batch", 1.0) != losses("batch", 0.0)

@@ -110,8 +110,8 @@ def activation_shift(
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter -= state.lr * gradient
             after = activations(model, x, layers)
-            for layer in before:
-                yield from _finite(layer, _distances(before[layer], after[layer], values))
+        for layer in before:
+            yield from _finite(layer, _distances(before[layer], after[layer], values))
 
 
 def _distances(before: Tensor, after: Tensor, values: int) -> dict[str, Tensor]:

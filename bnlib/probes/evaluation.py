@@ -52,8 +52,10 @@ def training_mode_accuracy(state: State, size: int = 512) -> Iterator[tuple[str,
 
         yield "", "train_accuracy", accuracy(*data.probe_batch(state.dataset, size))
         yield "", "test_accuracy_noisy", accuracy(test, labels)
-        for module in noisy:
-            module.strength = 0.0
-        yield "", "test_accuracy_batch", accuracy(test, labels)
-        for module, strength in zip(noisy, strengths, strict=True):
-            module.strength = strength
+        try:
+            for module in noisy:
+                module.strength = 0.0
+            yield "", "test_accuracy_batch", accuracy(test, labels)
+        finally:
+            for module, strength in zip(noisy, strengths, strict=True):
+                module.strength = strength

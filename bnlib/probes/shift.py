@@ -29,7 +29,7 @@ def covariate_shift(state: State, layers: Sequence[str] | None = None) -> Iterat
     Rows for each of `layers` (None: all): `shift_l2` $\|G_i-G'_i\|_2$; `shift_cosine` $\cos(G_i,G'_i)$;
     `gradient_norm` $\|G_i\|_2$; `relative_step` $\eta\|G_i\|/\|W_i\|$, how far the layer itself is about to
     move.  The first layer has no earlier ones: shift 0, cosine 1.  Gradients are those of the weights, not of
-    bias, gamma or beta.
+    bias, gamma or beta.  Raises ValueError for an unknown layer.
     """
     with no_trace(state.model) as model:
         gradients, noise = _gradients(state)
@@ -37,9 +37,11 @@ def covariate_shift(state: State, layers: Sequence[str] | None = None) -> Iterat
         for layer, moved in _gradients_after(state, step, layers, noise):
             before, weight = gradients[f"{layer}.weight"], model.get_parameter(f"{layer}.weight")
             yield from _comparison(layer, before, moved)
-            norm = before.double().norm().item()
-            yield layer, "gradient_norm", norm
-            yield layer, "relative_step", state.lr * norm / weight.detach().double().norm().item()
+            norm, length = (tensor.detach().double().norm().item() for tensor in (before, weight))
+            if math.isfinite(norm):
+                yield layer, "gradient_norm", norm
+            if length > 0 and math.isfinite(relative := state.lr * norm / length):
+                yield layer, "relative_step", relative
 
 
 def matched_covariate_shift(
@@ -49,7 +51,8 @@ def matched_covariate_shift(
     $W_j-e\,\|W_j\|\,G_j/\|G_j\|$, for each e in `lengths`; biases, gamma and beta stay.
 
     It asks how much a network reacts to moves of the same size, whatever size the learning rate gives them.
-    Rows for each of `layers` (None: all): `shift_l2@e`, `shift_cosine@e`.
+    Rows for each of `layers` (None: all): `shift_l2@e`, `shift_cosine@e`.  Raises ValueError for an unknown
+    layer.
     """
     with no_trace(state.model) as model:
         gradients, noise = _gradients(state)
@@ -86,6 +89,9 @@ def _gradients_after(
     """
     model = state.model
     blocks = [b for b in models.blocks(model) if layers is None or b.layer in layers]
+    known = [name for name, _ in models.layers(model)]
+    if unknown := [name for name in layers or () if name not in known]:
+        raise ValueError(f"There is no layer {unknown[0]!r}; choose from {', '.join(known)}.")
     inputs = _inputs_after(model, state.x, step, {block.start for block in blocks}, noise)
     for block in blocks:
         restore_noise(model, noise)  # the rest draws what it drew for G: the streams are per module

@@ -1,0 +1,153 @@
+"""What each probe costs, in units of a training step, on the quarter-width VGG-A of the laptop scale.
+
+    python benchmarks/probes.py [--rounds N] [--quick]
+
+One thread, as in a recording on a CPU.  In every round the training step and all probes take their turn; the
+table gives medians, over the rounds, of the ratio of two times of the same round.  Times are CPU times, so
+that other work on the machine counts as little as possible.  Batch 128, all layers; CIFAR-10 if it is there,
+and else random images of that shape, which cost the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from bnlib import data, models, probes
+from bnlib.recording import _processor, _versions
+from bnlib.training import LOSSES, State
+
+Rows = list[tuple[str, str, float]]
+
+OURS, NAIVE = "covariate_shift", "covariate_shift the naive way: a copy of the network per layer"
+#: the probes that run at all layers; `evaluation` is left out: its cost is that of the test set
+MEASURED: dict[str, Callable[[State], Rows]] = {
+    OURS: lambda state: list(probes.covariate_shift(state)),
+    "matched_covariate_shift, one length": lambda state: list(probes.matched_covariate_shift(state, [1e-2])),
+    "activation_shift": lambda state: list(probes.activation_shift(state, size=len(state.x))),
+    "activation_histogram": lambda state: list(probes.activation_histogram(state, size=len(state.x))),
+    "activation_moments": lambda state: list(probes.activation_moments(state, size=len(state.x))),
+    "training_mode_accuracy, one batch": lambda state: list(
+        probes.training_mode_accuracy(state, size=len(state.x))
+    ),
+    NAIVE: lambda state: naive_covariate_shift(state),
+}
+
+
+def naive_covariate_shift(state: State) -> Rows:
+    """Definition 2.1 as one would write it down first: for every layer a copy of the whole network in which
+    the modules before it have moved."""
+
+    def gradients(model: nn.Sequential, *names: str) -> list[Tensor]:
+        wanted = [model.get_parameter(name) for name in names]
+        return list(torch.autograd.grad(state.loss(model(state.x), state.y), wanted))
+
+    names = [name for name, _ in state.model.named_parameters()]
+    modules = [name for name, _ in state.model.named_children()]
+    before = dict(zip(names, gradients(copy.deepcopy(state.model), *names), strict=True))
+    rows = []
+    for layer, _ in models.layers(state.model):
+        mixed = copy.deepcopy(state.model)
+        with torch.no_grad():
+            for name, parameter in mixed.named_parameters():
+                if modules.index(name.split(".")[0]) < modules.index(layer):
+                    parameter -= state.lr * before[name]
+        (after,) = gradients(mixed, f"{layer}.weight")
+        rows.append((layer, "shift_l2", (before[f"{layer}.weight"] - after).double().norm().item()))
+    return rows
+
+
+def images(quick: bool) -> tuple[data.Dataset, str]:
+    """CIFAR-10, or random images of its shape, and which of the two."""
+    if not quick:
+        try:
+            return data.load("cifar10", download=False), "CIFAR-10"
+        except data.DataError:
+            pass
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(512, 3, 32, 32, generator=generator).contiguous(memory_format=torch.channels_last)
+    y = torch.randint(10, (512,), generator=generator)
+    return data.Dataset("random", x, y, x, y), "random images of the shape of CIFAR-10"
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """The CPU time of one call."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+def costs(norm: str, dataset: data.Dataset, batch: int, width: float, rounds: int) -> dict[str, list[float]]:
+    """Seconds of a training step ("step") and of each probe in every round."""
+    model = models.initialise(models.vgg(width=width, norm=norm), seed=0)
+    model = model.to(memory_format=torch.channels_last)
+    x, y = dataset.x_train[:batch], dataset.y_train[:batch]
+    state = State(0, model, x, y, 0.1, dataset, LOSSES["cross_entropy"])
+    trained = copy.deepcopy(model)  # its own network, so that the probes see the same one in every round
+    optimiser = torch.optim.SGD(trained.parameters(), lr=0.01)
+
+    def step() -> None:
+        optimiser.zero_grad(set_to_none=True)
+        state.loss(trained(x), y).backward()
+        optimiser.step()
+
+    calls: dict[str, Callable[[], object]] = {"step": step}
+    calls |= {name: lambda probe=probe: probe(state) for name, probe in MEASURED.items()}
+    rows = MEASURED[OURS](state)
+    ours = [value for _, metric, value in rows if metric == "shift_l2"]
+    theirs = [value for _, _, value in naive_covariate_shift(state)]
+    if not torch.allclose(torch.tensor(ours), torch.tensor(theirs), rtol=1e-2, atol=1e-5):
+        raise AssertionError(f"The two ways must measure the same shift, not {ours} and {theirs}.")
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds + 1):
+        for name, call in calls.items():
+            taken[name].append(seconds(call))
+    return {name: times[1:] for name, times in taken.items()}  # the first round warms up
+
+
+def table(measured: dict[str, dict[str, list[float]]]) -> list[str]:
+    """The lines of the report, as Markdown; `measured` is by norm and by name."""
+
+    def line(title: str, cell: Callable[[dict[str, list[float]]], str]) -> str:
+        return f"| {title} | " + " | ".join(cell(taken) for taken in measured.values()) + " |"
+
+    def ratio(taken: dict[str, list[float]], name: str, unit: str) -> float:
+        return median(a / b for a, b in zip(taken[name], taken[unit], strict=True))
+
+    return [
+        "| cost in training steps | " + " | ".join(measured) + " |",
+        "|---|" + "---:|" * len(measured),
+        *(line(name, lambda taken, name=name: f"{ratio(taken, name, 'step'):.1f}") for name in MEASURED),
+        line("the naive way / covariate_shift", lambda taken: f"{ratio(taken, NAIVE, OURS):.1f}"),
+        line("one training step", lambda taken: f"{1000 * median(taken['step']):.0f} ms"),
+    ]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15, help="how often everything takes its turn (15)")
+    parser.add_argument("--quick", action="store_true", help="a tiny network, one round: does it run?")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    dataset, name = images(chosen.quick)
+    size = {"batch": 8, "width": 0.0625, "rounds": 1} if chosen.quick else {"batch": 128, "width": 0.25}
+    size = {"rounds": chosen.rounds, **size}
+    measured = {
+        label: costs(norm, dataset, **size) for label, norm in (("standard", "none"), ("BN", "batch"))
+    }
+    versions = ", ".join(f"{package} {version}" for package, version in _versions().items())
+    print(f"VGG-A, width {size['width']}, batch {size['batch']}, {name}; medians of {size['rounds']} rounds.")
+    print(f"{_processor()}, {os.cpu_count()} cores, 1 thread; {versions}.\n")
+    print(*table(measured), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

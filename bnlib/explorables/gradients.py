@@ -244,10 +244,10 @@ def equal_rate(record: Record, what: str, layer: str | None = None) -> ipywidget
         layer=ipywidgets.SelectionSlider(
             description="layer", options=[(layer_words(name), name) for name in layers], value=start["layer"]
         ),
+        whole=ipywidgets.Checkbox(description="cosine from −1 to 1", value=True),
         quantity=ipywidgets.Dropdown(
             description="quantity", options=list(QUANTITIES.items()), value="cosine"
         ),
-        whole=ipywidgets.Checkbox(description="cosine from −1 to 1", value=True),
     )
 
 

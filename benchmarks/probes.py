@@ -25,6 +25,7 @@ from bnlib.recording import _processor, _versions
 from bnlib.training import LOSSES, State
 
 Rows = list[tuple[str, str, float]]
+LENGTHS = [1e-3, 1e-2, 1e-1]
 
 OURS, NAIVE = "covariate_shift", "covariate_shift the naive way: a copy of the network per layer"
 #: the probes that run at all layers; `evaluation` is left out: its cost is that of the test set
@@ -37,6 +38,16 @@ MEASURED: dict[str, Callable[[State], Rows]] = {
     "training_mode_accuracy, one batch": lambda state: list(
         probes.training_mode_accuracy(state, size=len(state.x))
     ),
+    "landscape, four steps": lambda state: list(probes.landscape(state, [0.5, 1, 2, 4])),
+    "relative_landscape, three lengths": lambda state: list(probes.relative_landscape(state, LENGTHS)),
+    "activation_beta, one layer, four steps": lambda state: list(
+        probes.activation_beta(state, [0.5, 1, 2, 4], layers=["conv4"])
+    ),
+    "landscape_mistakes, one of them, four steps": lambda state: list(
+        probes.landscape_mistakes(state, [0.5, 1, 2, 4], ["summed_gradients"])
+    ),
+    "random_slice, five points": lambda state: list(probes.random_slice(state, [-1, -0.5, 0, 0.5, 1])),
+    "batch_norm_terms": lambda state: list(probes.batch_norm_terms(state)),
     NAIVE: lambda state: naive_covariate_shift(state),
 }
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bnlib.lp_norms import LpNorm
 from bnlib.noise import NonStationaryNoise, StationaryNoise
 from bnlib.norms import BatchNorm
 
@@ -30,9 +31,16 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "noisy_batch": lambda channels: nn.Sequential(BatchNorm(channels), NonStationaryNoise(channels)),
     "stationary_noise_batch": lambda channels: nn.Sequential(BatchNorm(channels), StationaryNoise(channels)),
     "noise": NonStationaryNoise,  # no normalization at all: the control of noisy batch norm
+    "l1": lambda channels: LpNorm(channels, 1),
+    "l2": lambda channels: LpNorm(channels, 2),
+    "linf": lambda channels: LpNorm(channels, math.inf),
+    "l1_centred": lambda channels: LpNorm(channels, 1, centred=True),
+    "l2_centred": lambda channels: LpNorm(channels, 2, centred=True),  # batch norm, written another way
+    "linf_centred": lambda channels: LpNorm(channels, math.inf, centred=True),
 }
-#: the norms that do not subtract the mean, so that the layer before them keeps its bias
-KEEP_MEAN = {"noise"}
+#: the norms that do not subtract the mean, or whose scale depends on it, so that the layer before them keeps
+#: its bias
+KEEP_MEAN = {"noise", "l1", "l2", "linf"}
 
 #: channels of each 3x3 convolution; "M" is a 2x2 max pooling (Simonyan and Zisserman 2015, table 1)
 VGG: dict[str, tuple[int | str, ...]] = {

@@ -39,7 +39,10 @@ if TYPE_CHECKING:
 FORMAT = "bnlib-record"
 VERSION = 2
 # Everything whose code can change a result; its hash is part of the provenance.
-COMPUTE_SOURCES = ("data", "norms", "noise", "models", "probes", "training", "identities")
+COMPUTE_SOURCES = (
+    *("data", "norms", "lp_norms", "noise", "models", "theory"),
+    *("probes", "training", "identities"),
+)
 Row = tuple[int, str, str, float]  # step, layer, metric, value
 
 _TEXT = pa.dictionary(pa.int32(), pa.string())

@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models.vgg import cfgs, make_layers
 
 from bnlib import models
-from bnlib.models import NORMS, blocks, build, deep_linear, digit_cnn, initialise, layers, mlp, vgg
+from bnlib.models import KEEP_MEAN, NORMS, blocks, build, deep_linear, digit_cnn, initialise, layers, mlp, vgg
 from bnlib.norms import BatchNorm
 
 ARMS = {
@@ -89,9 +89,9 @@ def test_where_places_the_norms(name):
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_layer_keeps_its_bias_unless_its_mean_is_subtracted(norm):
-    """Noise alone subtracts nothing, and the control of noisy batch norm is the standard net with noise."""
+    """Noise alone subtracts nothing; an uncentred scale feels the mean that is subtracted after all."""
     model = digit_cnn(norm=norm, size=8)
-    assert (model.conv1.bias is not None) == (model.conv2.bias is not None) == (norm == "noise")
+    assert (model.conv1.bias is not None) == (model.conv2.bias is not None) == (norm in KEEP_MEAN)
     assert model.classifier.bias is not None
     x = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     first = model.conv1(x)
@@ -100,7 +100,7 @@ def test_a_layer_keeps_its_bias_unless_its_mean_is_subtracted(norm):
     for value in (first, shifted):
         initialise(model, seed=0)  # the same noise for both
         outputs.append(model.norm1(value))
-    assert torch.allclose(*outputs, atol=1e-4) == (norm != "noise")
+    assert torch.allclose(*outputs, atol=1e-4) == (norm not in KEEP_MEAN)
 
 
 @pytest.mark.parametrize("name", ARMS)

@@ -6,7 +6,15 @@ Every probe takes a `training.State` and yields (layer, metric, value).  Layers 
 
 from bnlib.probes.activations import activation_histogram, activation_moments, activation_shift
 from bnlib.probes.evaluation import evaluation, training_mode_accuracy
+from bnlib.probes.landscape import (
+    activation_beta,
+    landscape,
+    landscape_mistakes,
+    relative_landscape,
+)
+from bnlib.probes.one_layer import batch_norm_gradients, batch_norm_terms
 from bnlib.probes.shift import covariate_shift, matched_covariate_shift
+from bnlib.probes.slices import random_slice
 from bnlib.probes.tracing import evaluating, no_trace
 
 #: what a declared run can name; `evaluation` is declared by its own setting, `eval_every`
@@ -18,8 +26,14 @@ PROBES = {
         activation_shift,
         covariate_shift,
         matched_covariate_shift,
+        batch_norm_terms,
         training_mode_accuracy,
+        landscape,
+        relative_landscape,
+        activation_beta,
+        landscape_mistakes,
+        random_slice,
     )
 }
 
-__all__ = ["PROBES", *PROBES, "evaluating", "evaluation", "no_trace"]
+__all__ = ["PROBES", *PROBES, "batch_norm_gradients", "evaluating", "evaluation", "no_trace"]

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from bnlib import data, models, probes
+from bnlib.probes.state import State
 from bnlib.records import Row
 
 #: name -> loss of (output, target), a scalar
@@ -27,20 +28,6 @@ LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 }
 
 FLUSH = 25  # steps between looks at the losses: a look waits for the device
-
-
-@dataclass(frozen=True)
-class State:
-    """What a probe sees: the network after `step` updates, the batch that update `step` is about to use, and
-    the loss."""
-
-    step: int
-    model: nn.Module
-    x: torch.Tensor
-    y: torch.Tensor
-    lr: float
-    dataset: data.Dataset
-    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = F.cross_entropy
 
 
 Measured = Iterable[tuple[str, str, float]]  # layer, metric, value

@@ -1,6 +1,6 @@
 """What is measured on a network: one function per quantity.  A probe leaves no trace.
 
-Every probe takes a `training.State` and yields (layer, metric, value).  Layers are named as in
+Every probe takes a `State` and yields (layer, metric, value).  Layers are named as in
 `models.layers`.  A value that cannot be formed, or is not finite, is left out.
 """
 

@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from bnlib import data, models
+from bnlib.probes.state import State
 from bnlib.probes.tracing import no_trace, noise_states, restore_noise
-
-if TYPE_CHECKING:
-    from bnlib.training import State
 
 #: the probabilities whose quantiles `activation_histogram` records: the edges of bins of equal mass
 LEVELS = [round(0.005 + 0.99 * k / 40, 5) for k in range(41)]

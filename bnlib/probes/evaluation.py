@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 
 from bnlib import data
+from bnlib.probes.state import State
 from bnlib.probes.tracing import evaluating, no_trace
-
-if TYPE_CHECKING:
-    from bnlib.training import State
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,10 +34,8 @@ from torch import Tensor, nn
 from bnlib import data, models
 from bnlib.norms import BatchNorm
 from bnlib.probes.activations import activations
+from bnlib.probes.state import State
 from bnlib.probes.tracing import no_trace, noise_states, restore_noise
-
-if TYPE_CHECKING:
-    from bnlib.training import State
 
 Vector = Mapping[str, Tensor]  # parameter's name -> values of its shape
 

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bnlib import models
 from bnlib.norms import BatchNorm
+from bnlib.probes.state import State
 from bnlib.probes.tracing import no_trace
 from bnlib.theory import Theorem41, theorem_4_1
-
-if TYPE_CHECKING:
-    from bnlib.training import State
 
 
 class LayerGradients(NamedTuple):

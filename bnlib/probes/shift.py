@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from bnlib import models
+from bnlib.probes.state import State
 from bnlib.probes.tracing import no_trace, noise_states, restore_noise
-
-if TYPE_CHECKING:
-    from bnlib.training import State
 
 
 def covariate_shift(state: State, layers: Sequence[str] | None = None) -> Iterator[tuple[str, str, float]]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,10 +22,8 @@ from torch import Tensor, nn
 
 from bnlib import models
 from bnlib.probes.landscape import Vector, moved
+from bnlib.probes.state import State
 from bnlib.probes.tracing import no_trace
-
-if TYPE_CHECKING:
-    from bnlib.training import State
 
 
 def line(state: State, direction: Vector, positions: Sequence[float]) -> Tensor:

@@ -1,0 +1,26 @@
+"""What a probe is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bnlib import data
+
+
+@dataclass(frozen=True)
+class State:
+    """What a probe sees: the network after `step` updates, the batch that update `step` is about to use, and
+    the loss."""
+
+    step: int
+    model: nn.Module
+    x: torch.Tensor
+    y: torch.Tensor
+    lr: float
+    dataset: data.Dataset
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = F.cross_entropy

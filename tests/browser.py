@@ -1,15 +1,19 @@
-"""A real browser for the tests: Debian's Chromium under Playwright, and a folder on a loopback port."""
+"""A real browser for the tests: Debian's Chromium under Playwright, a folder on a loopback port, and a page
+of running Vega views."""
 
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import altair as alt
 import pytest
+
+from bnlib.widgets import Explorer
 
 CHROMIUM = shutil.which("chromium")
 # No sandbox in containers; no traffic of the browser's own.
@@ -75,3 +79,75 @@ class Watch:
     def _response(self, answer: Any) -> None:
         if answer.status >= 400:
             self.problems.append(f"{answer.status}: {answer.url}")
+
+
+def spec_of(figure: Any) -> dict:
+    """The Vega-Lite spec of an Altair chart in the book's theme, or of the one explorer in a box.
+
+    A dict is a spec already.
+    """
+    if isinstance(figure, dict):
+        return figure
+    if isinstance(figure, alt.TopLevelMixin):
+        with alt.theme.enable("bnlib"):
+            return figure.to_dict()
+    (explorer,) = [child for child in figure.children if isinstance(child, Explorer)]
+    return explorer.spec
+
+
+@contextmanager
+def drawn(figures: Mapping[str, Any], width: int = 800) -> Iterator[Any]:
+    """A page, ``width`` pixels wide, with ``figures`` (see `spec_of`) drawn without any network.
+
+    Each stands in a ``div`` that has its name as ``id``, its Vega view as ``view`` and its spec as ``spec``.
+    Nothing may be said in the console, neither while they are drawn nor as long as the context lasts.
+    """
+    import vl_convert
+
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        problems: list[str] = []
+        page.on("console", lambda message: problems.append(message.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.add_script_tag(content=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+        for name, figure in figures.items():
+            page.evaluate(
+                """async ([name, spec]) => {
+                    const host = document.createElement("div");
+                    host.id = name;
+                    host.spec = spec;
+                    host.style.width = "100%";
+                    document.body.append(host);
+                    host.view = (await vegaEmbed(host, spec, {renderer: "svg", actions: false})).view;
+                }""",
+                [name, spec_of(figure)],
+            )
+            assert problems == [], name
+        yield page
+        assert problems == []
+
+
+def data_sets(page: Any, name: str, /, **params: Any) -> list[list[dict]]:
+    """The data sets of the view ``name`` of a ``drawn`` page, after its ``params`` were set.
+
+    Rows keep their numbers, strings, booleans, nulls and lists of strings (words on several lines), and lose
+    what else is nested in them.
+    """
+    return page.evaluate(
+        """async ([name, params]) => {
+            const view = document.getElementById(name).view;
+            for (const [param, value] of Object.entries(params)) view.signal(param, value);
+            await view.runAsync();
+            const plain = ([, value]) => value === null || typeof value !== "object"
+                || (Array.isArray(value) && value.every((v) => typeof v === "string"));
+            const copy = (row) => Object.fromEntries(Object.entries(row).filter(plain));
+            const names = Object.keys(view.getState({data: () => true}).data);
+            return names.filter((set) => set !== "root").map((set) => (view.data(set) ?? []).map(copy));
+        }""",
+        [name, params],
+    )
+
+
+def rows_with(data: list[list[dict]], *fields: str) -> list[dict]:
+    """The largest data set whose rows have all of ``fields``, the first of those equally large."""
+    return max((rows for rows in data if rows and all(field in rows[0] for field in fields)), key=len)

@@ -1,18 +1,18 @@
 """The figures and explorables of chapter 3 against numpy, read out of running Vega views."""
 
 import math
+from functools import partial
 from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
-from browser import chromium
+from browser import data_sets, drawn, rows_with
+from sample import record_of
 
 from bnlib import records
 from bnlib.explorables import distributions as explorables
 from bnlib.probes.activations import LEVELS
-from bnlib.widgets import Explorer
 
 STEPS, HISTOGRAMS, MOMENTS, SEEDS = 45, 10, 5, 2  # the last histogram, at 45, is off the beat
 LAYERS = ("conv2", "conv8")
@@ -57,17 +57,7 @@ def record() -> records.Record:
                             (name, step, layer, f"quantile={p}", centre + spread * z)
                             for p, z in zip(LEVELS, NORMAL, strict=True)
                         ]
-    by_run = {run["id"]: (run["arm"], run["seed"]) for run in runs}
-    columns = {
-        "run": [run for run, *_ in rows],
-        "arm": [by_run[run][0] for run, *_ in rows],
-        "seed": [by_run[run][1] for run, *_ in rows],
-        "step": [step for _, step, *_ in rows],
-        "layer": [layer for _, _, layer, *_ in rows],
-        "metric": [metric for *_, metric, _ in rows],
-        "value": [value for *_, value in rows],
-    }
-    return records.Record("sample", "smoke", pa.table(columns, schema=records.SCHEMA), {"runs": runs})
+    return record_of(runs, rows)
 
 
 WORDS = {"conv2": "layer 2", "conv8": "layer 8"}
@@ -173,64 +163,26 @@ def test_movement_and_loss_has_one_dot_per_arm_and_rate():
 
 @pytest.fixture(scope="module")
 def page(record, places):
-    """A page with all charts drawn, without any network."""
-    import vl_convert
-
-    shown = {
+    """A page with all charts drawn."""
+    figures = {
         "histograms": explorables.moving_histograms(places),
         "toy": explorables.wasserstein_toy(),
         "ridges": explorables.ridge_grid(record, WORDS),
         "bands": explorables.channel_bands(record, WORDS),
     }
-    with chromium() as browser:
-        page = browser.new_page(viewport={"width": 800, "height": 900})
-        problems = []
-        page.on("console", lambda message: problems.append(message.text))
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.add_script_tag(content=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
-        for name, figure in shown.items():
-            explorers = [c for c in getattr(figure, "children", ()) if isinstance(c, Explorer)]
-            page.evaluate(
-                """async ([name, spec]) => {
-                    const host = document.createElement("div");
-                    host.id = name;
-                    host.style.width = "100%";
-                    document.body.append(host);
-                    host.view = (await vegaEmbed(host, spec, {renderer: "svg", actions: false})).view;
-                }""",
-                [name, explorers[0].spec if explorers else figure.to_dict()],
-            )
-            assert problems == [], name
+    with drawn(figures) as page:
         yield page
-        assert problems == []
 
 
 @pytest.fixture
 def view(page):
     """A function (chart, params) that sets the params and returns the chart's data sets."""
-
-    def read(name: str, **params) -> list[list[dict]]:
-        return page.evaluate(
-            """async ([name, params]) => {
-                const view = document.getElementById(name).view;
-                for (const [param, value] of Object.entries(params)) view.signal(param, value);
-                await view.runAsync();
-                const plain = ([, value]) => value === null || typeof value !== "object"
-                    || (Array.isArray(value) && value.every((v) => typeof v === "string"));
-                const copy = (row) => Object.fromEntries(Object.entries(row).filter(plain));
-                const names = Object.keys(view.getState({data: () => true}).data);
-                return names.filter((set) => set !== "root").map((set) => (view.data(set) ?? []).map(copy));
-            }""",
-            [name, params],
-        )
-
-    return read
+    return partial(data_sets, page)
 
 
 def bins(data: list[list[dict]], arm: str, back: int = 0) -> pd.DataFrame:
     """The drawn points of one arm's histogram."""
-    rows = next(rows for rows in data if rows and {"following", "ink", "x", "y"} <= rows[0].keys())
-    frame = pd.DataFrame(rows)
+    frame = pd.DataFrame(rows_with(data, "following", "ink", "x", "y"))
     frame = frame[(frame["arm"] == arm) & (frame["back"] == back)].dropna(subset=["following"])
     return frame.drop_duplicates("k").sort_values("k")
 

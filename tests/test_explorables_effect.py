@@ -1,34 +1,20 @@
 """The explorables of chapter 2 compute what pandas and the claims compute, read out of running Vega views."""
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from browser import chromium
+from browser import data_sets, drawn, rows_with
+from sample import record_of
 
 from bnlib import records
 from bnlib.experiments import effect
 from bnlib.explorables import effect as explorables
-from bnlib.widgets import Explorer
 
 STEPS, EVERY, SEEDS = 40, 10, 3
-
-
-def record(runs: list[dict], rows: list[tuple]) -> records.Record:
-    """A record that was never on disk: `runs` as in its provenance, `rows` of (run, step, metric, value)."""
-    seeds = {run["id"]: (run["arm"], run["seed"]) for run in runs}
-    columns = {
-        "run": [run for run, *_ in rows],
-        "arm": [seeds[run][0] for run, *_ in rows],
-        "seed": [seeds[run][1] for run, *_ in rows],
-        "step": [step for _, step, *_ in rows],
-        "layer": [""] * len(rows),
-        "metric": [metric for *_, metric, _ in rows],
-        "value": [value for *_, value in rows],
-    }
-    return records.Record("sample", "smoke", pa.table(columns, schema=records.SCHEMA), {"runs": runs})
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +32,14 @@ def training() -> records.Record:
         losses = 2.3 * np.exp(-np.arange(last) / (30 if arm == "standard" else 10)) + rng.uniform(
             0, 0.2, last
         )
-        rows += [(name, step, "train_loss", float(loss)) for step, loss in enumerate(losses)]
+        rows += [(name, step, "", "train_loss", float(loss)) for step, loss in enumerate(losses)]
         for step in range(0, last + (diverged is None), EVERY):
             right = 0.1 + 0.8 * (1 - np.exp(-step / (20 if arm == "standard" else 8))) + 0.01 * seed
             rows += [
-                (name, step, "test_accuracy", float(right)),
-                (name, step, "test_loss", 3 - 2 * float(right)),
+                (name, step, "", "test_accuracy", float(right)),
+                (name, step, "", "test_loss", 3 - 2 * float(right)),
             ]
-    return record(runs, rows)
+    return record_of(runs, rows)
 
 
 @pytest.fixture(scope="module")
@@ -67,74 +53,32 @@ def robustness() -> records.Record:
         name = f"{arm} lr={lr} gain={gain} depth={depth} seed={seed}"
         settings = {"lr": lr, "gain": gain, "model": {"name": "mlp", "depth": depth}}
         runs.append({"id": name, "arm": arm, "seed": seed, "settings": settings, "diverged_at": diverged})
-        rows += [(name, 0, "train_loss", 2.4), (name, 0, "test_accuracy", 0.1)]
+        rows += [(name, 0, "", "train_loss", 2.4), (name, 0, "", "test_accuracy", 0.1)]
         if diverged is None:
             rows += [
-                (name, 20, "train_loss", rng.uniform(0, 2)),
-                (name, 40, "test_accuracy", rng.uniform(0.5, 1)),
+                (name, 20, "", "train_loss", rng.uniform(0, 2)),
+                (name, 40, "", "test_accuracy", rng.uniform(0.5, 1)),
             ]
-    return record(runs, rows)
+    return record_of(runs, rows)
 
 
 @pytest.fixture(scope="module")
 def page(training: records.Record, robustness: records.Record):
-    """A page with the three charts drawn, without any network."""
-    import vl_convert
-
+    """A page with the three charts drawn."""
     settings = explorables.settings_of("sample", training)
-    shown = {
+    figures = {
         "curves": explorables.learning_curves(settings),
         "levels": explorables.steps_to_level(settings),
         "map": explorables.robustness_map(robustness),
     }
-    with chromium() as browser:
-        page = browser.new_page(viewport={"width": 800, "height": 900})
-        problems = []
-        page.on("console", lambda message: problems.append(message.text))
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.add_script_tag(content=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
-        for name, box in shown.items():
-            (explorer,) = [child for child in box.children if isinstance(child, Explorer)]
-            page.evaluate(
-                """async ([name, spec]) => {
-                    const host = document.createElement("div");
-                    host.id = name;
-                    host.style.width = "100%";
-                    document.body.append(host);
-                    host.view = (await vegaEmbed(host, spec, {renderer: "svg", actions: false})).view;
-                }""",
-                [name, explorer.spec],
-            )
-            assert problems == [], name
-
+    with drawn(figures) as page:
         yield page
-        assert problems == []
 
 
 @pytest.fixture
 def view(page):
     """A function (chart, params) that sets the params and returns the chart's data sets."""
-
-    def read(name: str, **params) -> list[list[dict]]:
-        return page.evaluate(
-            """async ([name, params]) => {
-                const view = document.getElementById(name).view;
-                for (const [param, value] of Object.entries(params)) view.signal(param, value);
-                await view.runAsync();
-                const plain = ([, value]) => value === null || typeof value !== "object";
-                const copy = (row) => Object.fromEntries(Object.entries(row).filter(plain));
-                const names = Object.keys(view.getState({data: () => true}).data);
-                return names.filter((set) => set !== "root").map((set) => (view.data(set) ?? []).map(copy));
-            }""",
-            [name, params],
-        )
-
-    return read
-
-
-def rows_with(data: list[list[dict]], *fields: str) -> list[dict]:
-    """The first data set whose rows have all of `fields`."""
-    return next(rows for rows in data if rows and all(field in rows[0] for field in fields))
+    return partial(data_sets, page)
 
 
 # --- learning curves ---

@@ -3,12 +3,13 @@
 import itertools
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pytest
-from browser import chromium
+from browser import data_sets, drawn, rows_with
+from sample import record_of
 
 from bnlib import charts, records
 from bnlib.experiments import gradients
@@ -20,10 +21,10 @@ LENGTHS = (1e-3, 1e-2, 1e-1)
 VGG, LINEAR = ["conv1", "conv2", "conv3", "classifier"], ["linear2", "linear4"]
 
 
-def record(arms: list[tuple], layers: list[str], seed: int, drop: tuple = ()) -> records.Record:
+def networks(arms: list[tuple], layers: list[str], seed: int, drop: tuple = ()) -> records.Record:
     """A record that was never on disk: `arms` are (arm, rate, loss); runs in `drop` stop after step 20."""
     rng = np.random.default_rng(seed)
-    runs, table = [], []
+    runs, rows = [], []
     for (arm, lr, loss), number in itertools.product(arms, range(SEEDS)):
         name = f"{arm} {loss} {lr} {number}"
         probes = {"covariate_shift": {"every": EVERY}, "matched_covariate_shift": {"every": 25}}
@@ -33,7 +34,7 @@ def record(arms: list[tuple], layers: list[str], seed: int, drop: tuple = ()) ->
         diverged = 21 if (arm, lr, number) in drop else None
         runs.append({"id": name, "arm": arm, "seed": number, "settings": settings, "diverged_at": diverged})
         for step in range(STEPS if diverged is None else diverged):
-            table.append((name, arm, number, step, "", "train_loss", rng.uniform(0.5, 2)))
+            rows.append((name, step, "", "train_loss", rng.uniform(0.5, 2)))
         for step, layer in itertools.product((0, 20, 40, 50), layers):
             if diverged is not None and step > 20:
                 continue
@@ -44,7 +45,7 @@ def record(arms: list[tuple], layers: list[str], seed: int, drop: tuple = ()) ->
                 "gradient_norm": rng.uniform(1, 50),
                 "relative_step": rng.uniform(1e-5, 1e-2),
             }
-            table += [(name, arm, number, step, layer, metric, value) for metric, value in values.items()]
+            rows += [(name, step, layer, metric, value) for metric, value in values.items()]
         # The networks of different rates are the same at step 0.
         start = np.random.default_rng([seed, number, len(arm)])
         for step, layer, length in itertools.product((0, 25, 50), layers, LENGTHS):
@@ -52,27 +53,21 @@ def record(arms: list[tuple], layers: list[str], seed: int, drop: tuple = ()) ->
                 continue
             cosine = 1 - 10 ** (start if step == 0 else rng).uniform(-12, 0.3)
             metric = f"shift_cosine@{length:g}"
-            table.append((name, arm, number, step, layer, metric, 1.0 if layer == "conv1" else cosine))
-    columns = ("run", "arm", "seed", "step", "layer", "metric", "value")
-    return records.Record(
-        "sample",
-        "smoke",
-        pa.table(dict(zip(columns, zip(*table, strict=True), strict=True)), schema=records.SCHEMA),
-        {"runs": runs},
-    )
+            rows.append((name, step, layer, metric, 1.0 if layer == "conv1" else cosine))
+    return record_of(runs, rows)
 
 
 @pytest.fixture(scope="module")
 def vgg() -> records.Record:
     """Three arms at the lower rate; there one seed of the standard network diverges."""
     arms = [(arm, lr, "") for arm in ("standard", "bn") for lr in (0.1, 0.01)] + [("bn_after_4", 0.01, "")]
-    return record(arms, VGG, 0, drop=(("standard", 0.01, 2),))
+    return networks(arms, VGG, 0, drop=(("standard", 0.01, 2),))
 
 
 @pytest.fixture(scope="module")
 def linear() -> records.Record:
     losses = ("squared_sum", "squared_mean")
-    return record(list(itertools.product(("standard", "bn"), (1e-6, 1e-7), losses)), LINEAR, 1)
+    return networks(list(itertools.product(("standard", "bn"), (1e-6, 1e-7), losses)), LINEAR, 1)
 
 
 @pytest.fixture(scope="module")
@@ -82,68 +77,24 @@ def grids(vgg, linear) -> list[explorables.Grid]:
 
 @pytest.fixture(scope="module")
 def page(vgg, linear, grids):
-    """A page with the charts drawn, without any network."""
-    import altair as alt
-    import vl_convert
-
+    """A page with the charts drawn."""
     both = {"VGG": vgg, "Linear": linear}
-    with alt.theme.enable("bnlib"):
-        specs = {
-            "vgg": explorables.equal_rate(vgg, "a VGG").children[1].spec,
-            "linear": explorables.equal_rate(linear, "a linear network").children[1].spec,
-            "sensitivity": explorables.sensitivity(grids).children[1].spec,
-            "ratio": explorables.step_ratio_chart(both).to_dict(),
-            "grid": explorables.grid_chart(vgg, "a VGG").to_dict(),
-            "loss": explorables.shift_and_loss_chart(both).to_dict(),
-        }
-    with chromium() as browser:
-        page = browser.new_page(viewport={"width": 800, "height": 900})
-        problems = []
-        page.on("console", lambda message: problems.append(message.text))
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.add_script_tag(content=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
-        for name, spec in specs.items():
-            page.evaluate(
-                """async ([name, spec]) => {
-                    const host = document.createElement("div");
-                    host.id = name;
-                    host.style.width = "100%";
-                    host.spec = spec;
-                    document.body.append(host);
-                    host.view = (await vegaEmbed(host, spec, {renderer: "svg", actions: false})).view;
-                }""",
-                [name, spec],
-            )
-            assert problems == [], name
+    figures = {
+        "vgg": explorables.equal_rate(vgg, "a VGG"),
+        "linear": explorables.equal_rate(linear, "a linear network"),
+        "sensitivity": explorables.sensitivity(grids),
+        "ratio": explorables.step_ratio_chart(both),
+        "grid": explorables.grid_chart(vgg, "a VGG"),
+        "loss": explorables.shift_and_loss_chart(both),
+    }
+    with drawn(figures) as page:
         yield page
-        assert problems == []
 
 
 @pytest.fixture
 def view(page):
     """A function (chart, params) that sets the params and returns the chart's data sets."""
-
-    def read(name: str, **params) -> list[list[dict]]:
-        return page.evaluate(
-            """async ([name, params]) => {
-                const view = document.getElementById(name).view;
-                for (const [param, value] of Object.entries(params)) view.signal(param, value);
-                await view.runAsync();
-                const plain = ([, value]) => value === null || typeof value !== "object";
-                const copy = (row) => Object.fromEntries(Object.entries(row).filter(plain));
-                const names = Object.keys(view.getState({data: () => true}).data);
-                return names.filter((set) => set !== "root").map((set) => (view.data(set) ?? []).map(copy));
-            }""",
-            [name, params],
-        )
-
-    return read
-
-
-def rows_with(data: list[list[dict]], *fields: str) -> pd.DataFrame:
-    """The largest data set whose rows have all of `fields`."""
-    fits = [rows for rows in data if rows and all(field in rows[0] for field in fields)]
-    return pd.DataFrame(max(fits, key=len))
+    return partial(data_sets, page)
 
 
 def words_of(data: list[list[dict]]) -> set[str]:
@@ -170,7 +121,7 @@ def said(value: float, digits: int = 3) -> str:
 def test_the_chart_shows_what_was_probed(view, request, quantity, name, number, loss, lr, layer):
     source = request.getfixturevalue(name)
     data = view(name, setting=number, layer=layer, quantity=quantity, whole=True)
-    found = rows_with(data, "x", "v", "arm")
+    found = pd.DataFrame(rows_with(data, "x", "v", "arm"))
     metrics = {"cosine": "shift_cosine", "l2": "shift_l2", "relative": "shift_l2", "step": "relative_step"}
     keys = ["arm", "seed", "step"]
 
@@ -255,7 +206,7 @@ def test_the_cells_are_those_of_the_claims_but_count_the_start_once(linear):
 
 
 def test_the_heatmap_shows_median_gaps_and_where_the_seeds_agree(view, vgg):
-    data = rows_with(view("grid"), "shown", "panel")
+    data = pd.DataFrame(rows_with(view("grid"), "shown", "panel"))
     frame = gradients.matched_shifts(vgg)
     places = {place.words: place for place in explorables.places_of(vgg)}
     assert len(data) == len(places) * 3 * len(LENGTHS)
@@ -313,10 +264,10 @@ def test_sensitivity_states_the_chosen_cell_and_counts_the_others(view, grids, s
             [values.median(), values.min(), values.max()],
             atol=2e-4,
         )
-    drawn = rows_with(data, "which", "y")
+    points = pd.DataFrame(rows_with(data, "which", "y"))
     expected = table.loc[layer]
     for arm, which in (("standard", "a"), ("bn", "b")):
-        part = drawn[drawn["which"] == which].drop_duplicates(["seed", "x"])
+        part = points[points["which"] == which].drop_duplicates(["seed", "x"])
         found = {(round(10.0**x, 9), seed): y for x, seed, y in part[["x", "seed", "y"]].to_numpy()}
         values = {(round(length, 9), seed): value for (length, seed), value in expected[arm].items()}
         assert found.keys() == values.keys()

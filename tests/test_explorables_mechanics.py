@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from browser import chromium
+from browser import data_sets, drawn, rows_with
 
 from bnlib import norms
 from bnlib.explorables import mechanics as explorables
@@ -25,40 +25,14 @@ CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
 @pytest.fixture(scope="module")
 def page():
-    """A page with the three charts drawn, without any network."""
-    import vl_convert
-
-    with chromium() as browser:
-        page = browser.new_page(viewport={"width": 900, "height": 900})
-        page.add_script_tag(content=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
-        for name, chart in CHARTS.items():
-            page.evaluate(
-                """async ([name, spec]) => {
-                    const host = document.createElement("div");
-                    host.id = name;
-                    host.style.width = "100%";
-                    document.body.append(host);
-                    const options = {renderer: "svg", actions: false};
-                    host.view = (await vegaEmbed(host, spec, options)).view;
-                }""",
-                [name, chart().to_dict()],
-            )
+    """A page with the three charts drawn, in Altair's own theme."""
+    with drawn({name: chart().to_dict() for name, chart in CHARTS.items()}, width=900) as page:
         yield page
 
 
 def rows(page, chart, field, **params):
     """The rows that have `field` in the chart's data after its params were set, in their order."""
-    return page.evaluate(
-        """async ([chart, field, params]) => {
-            const view = document.getElementById(chart).view;
-            for (const [name, value] of Object.entries(params)) view.signal(name, value);
-            await view.runAsync();
-            const names = Object.keys(view.getState({data: () => true}).data);
-            const fits = names.map((name) => view.data(name)).filter((rows) => rows[0] && field in rows[0]);
-            return fits.reduce((most, rows) => (rows.length > most.length ? rows : most), []);
-        }""",
-        [chart, field, params],
-    )
+    return rows_with(data_sets(page, chart, **params), field)
 
 
 def columns(found, *names):

@@ -2,38 +2,23 @@
 Vega views."""
 
 import itertools
+from functools import partial
 from statistics import median
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from browser import chromium
+from browser import data_sets, drawn, rows_with
+from sample import record_of
 
 from bnlib import charts, records
 from bnlib.experiments import noise
 from bnlib.explorables import noise as explorables
-from bnlib.widgets import Explorer
 
 STEPS, EVERY, SEEDS = 40, 4, 3
 LAYERS = ["conv2", "conv10"]  # in this order, which is not that of the alphabet
 STRENGTHS = [0.0, 0.5, 1.0, 4.0]
-
-
-def record(runs: list[dict], rows: list[tuple]) -> records.Record:
-    """A record that was never on disk: `runs` as in its provenance, `rows` of (run, step, layer, metric,
-    value)."""
-    known = {run["id"]: (run["arm"], run["seed"]) for run in runs}
-    columns = {
-        "run": [run for run, *_ in rows],
-        "arm": [known[run][0] for run, *_ in rows],
-        "seed": [known[run][1] for run, *_ in rows],
-        "step": [step for _, step, *_ in rows],
-        "layer": [layer for _, _, layer, *_ in rows],
-        "metric": [metric for *_, metric, _ in rows],
-        "value": [value for *_, value in rows],
-    }
-    return records.Record("sample", "smoke", pa.table(columns, schema=records.SCHEMA), {"runs": runs})
 
 
 def run_of(arm: str, seed: int, diverged: int | None = None, **settings) -> dict:
@@ -62,7 +47,7 @@ def sample() -> records.Record:
                 for part, centre in (("", 0), *((f"[{c}]", c) for c in range(4))):
                     rows.append((name, step, layer, f"mean{part}", float(rng.normal(centre, 0.1 * size))))
                     rows.append((name, step, layer, f"variance{part}", float(size * rng.uniform(1, 2))))
-    return record(runs, rows)
+    return record_of(runs, rows)
 
 
 @pytest.fixture(scope="module")
@@ -78,80 +63,31 @@ def strengths() -> records.Record:
                 (runs[-1]["id"], step, "", metric, float(0.9 - fall * strength + rng.uniform(-0.05, 0.05)))
                 for metric in explorables.ACCURACIES.values()
             ]
-    return record(runs, rows)
+    return record_of(runs, rows)
 
 
 @pytest.fixture(scope="module")
 def page(sample: records.Record, strengths: records.Record):
-    """A page with all charts drawn, without any network."""
-    import altair as alt
-    import vl_convert
-
-    def spec_of(box) -> dict:
-        (explorer,) = [child for child in box.children if isinstance(child, Explorer)]
-        return explorer.spec
-
-    with alt.theme.enable("bnlib"):
-        shown = {
-            "accuracies": explorables.grouped_dots_chart(
-                explorables.accuracies(sample), y_title="Accuracy (%)", y_domain=(0, 100)
-            ).to_dict(),
-            "movement": explorables.grouped_dots_chart(
-                explorables.movement(sample), y_title="Movement", log_y=True
-            ).to_dict(),
-            "standing": explorables.standing_chart(sample, limit=50).to_dict(),
-        }
-    shown |= {
-        "dose": spec_of(explorables.dose_and_accuracy(strengths)),
-        "moments": spec_of(explorables.moments_over_time(sample)),
+    """A page as narrow as a phone with all charts drawn."""
+    figures = {
+        "accuracies": explorables.grouped_dots_chart(
+            explorables.accuracies(sample), y_title="Accuracy (%)", y_domain=(0, 100)
+        ),
+        "movement": explorables.grouped_dots_chart(
+            explorables.movement(sample), y_title="Movement", log_y=True
+        ),
+        "standing": explorables.standing_chart(sample, limit=50),
+        "dose": explorables.dose_and_accuracy(strengths),
+        "moments": explorables.moments_over_time(sample),
     }
-    with chromium() as browser:
-        page = browser.new_page(viewport={"width": 390, "height": 900})
-        problems = []
-        page.on("console", lambda message: problems.append(message.text))
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.add_script_tag(content=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
-        for name, spec in shown.items():
-            page.evaluate(
-                """async ([name, spec]) => {
-                    const host = document.createElement("div");
-                    host.id = name;
-                    host.style.width = "100%";
-                    document.body.append(host);
-                    host.view = (await vegaEmbed(host, spec, {renderer: "svg", actions: false})).view;
-                }""",
-                [name, spec],
-            )
-            assert problems == [], name
-
+    with drawn(figures, width=390) as page:
         yield page
-        assert problems == []
 
 
 @pytest.fixture
 def view(page):
     """A function (chart, params) that sets the params and returns the chart's data sets."""
-
-    def read(name: str, **params) -> list[list[dict]]:
-        return page.evaluate(
-            """async ([name, params]) => {
-                const view = document.getElementById(name).view;
-                for (const [param, value] of Object.entries(params)) view.signal(param, value);
-                await view.runAsync();
-                const plain = ([, value]) => value === null || typeof value !== "object";
-                const copy = (row) => Object.fromEntries(Object.entries(row).filter(plain));
-                const names = Object.keys(view.getState({data: () => true}).data);
-                return names.filter((set) => set !== "root").map((set) => (view.data(set) ?? []).map(copy));
-            }""",
-            [name, params],
-        )
-
-    return read
-
-
-def rows_with(data: list[list[dict]], *fields: str) -> list[dict]:
-    """The first data set whose rows have all of `fields`."""
-    return next(rows for rows in data if rows and all(field in rows[0] for field in fields))
+    return partial(data_sets, page)
 
 
 def words(data: list[list[dict]]) -> set[str]:

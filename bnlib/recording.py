@@ -22,13 +22,17 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from bnlib import data, identities, records, training
+from bnlib import data, identities, records, surfaces, training
 from bnlib.experiments import find
 from bnlib.records import Record, RecordError, Row
 from bnlib.specs import Experiment, Run, canonical
 
 # What a run's `task` names: a function of (settings, seed, device, tick) that returns rows.
-TASKS: dict[str, Callable[..., list[Row]]] = {"train": training.run, "identities": identities.run}
+TASKS: dict[str, Callable[..., list[Row]]] = {
+    "train": training.run,
+    "identities": identities.run,
+    "surfaces": surfaces.run,
+}
 
 
 def record(

@@ -27,6 +27,16 @@ LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "squared_mean": lambda output, y: (output - y).square().sum() / len(y),
 }
 
+#: name -> makes the optimiser of (parameters, learning rate, weight decay, momentum)
+OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": lambda parameters, lr, decay, momentum: torch.optim.SGD(
+        parameters, lr, momentum=momentum, weight_decay=decay
+    ),
+    "adam": lambda parameters, lr, decay, momentum: torch.optim.Adam(
+        parameters, lr, betas=(momentum, 0.999), weight_decay=decay
+    ),
+}
+
 FLUSH = 25  # steps between looks at the losses: a look waits for the device
 
 
@@ -51,16 +61,18 @@ def fit(
     seed: int,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
+    optimiser: str = "sgd",
     loss: str = "cross_entropy",
     loss_every: int = 1,
     plugged: Iterable[Probe] = (),
     tick: Callable[[int], None] = lambda steps: None,
 ) -> list[Row]:
-    """Train with SGD on the loss of that name in `LOSSES` and return what was measured.
+    """Train on the loss of that name in `LOSSES` and return what was measured.
 
     Equation: W <- W - lr (grad L(W; batch) + weight_decay W), heavy-ball momentum if asked for, no schedule,
     no augmentation, as in Santurkar et al. (2018), appendix A.  BN in training mode.  With a batch as large
-    as the data it is gradient descent.
+    as the data it is gradient descent.  `optimiser="adam"` is Adam (Kingma and Ba 2015) with beta_1 =
+    momentum, beta_2 = 0.999.
 
     Rows: `train_loss` (nats for the cross-entropy, mean over each `loss_every` steps, at the first of them,
     each loss before its update), whatever the probes measure (also once at the end, at step `steps`), and, if
@@ -69,8 +81,10 @@ def fit(
     """
     if loss not in LOSSES:
         raise ValueError(f"Unknown loss {loss!r}; choose one of {', '.join(LOSSES)}.")
+    if optimiser not in OPTIMISERS:
+        raise ValueError(f"Unknown optimiser {optimiser!r}; choose one of {', '.join(OPTIMISERS)}.")
     objective = LOSSES[loss]
-    optimiser = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay)
+    stepper = OPTIMISERS[optimiser](model.parameters(), lr, weight_decay, momentum)
     device = dataset.x_train.device
     stream = data.batches(len(dataset.x_train), batch_size, seed, device=device)
     plugged = tuple(plugged)
@@ -97,9 +111,9 @@ def fit(
         if step == steps:
             break
         value = objective(model(x), y)
-        optimiser.zero_grad(set_to_none=True)
+        stepper.zero_grad(set_to_none=True)
         value.backward()
-        optimiser.step()
+        stepper.step()
         losses[step] = value.detach()
         tick(1)
 
@@ -126,14 +140,7 @@ def run(
     `models.initialise`), `eval_every`, `probes` (name in `bnlib.probes.PROBES` -> `every` and the probe's
     arguments), `dtype` and the keyword arguments of `fit`.
     """
-    rest = dict(settings)
-    dtype = getattr(torch, rest.pop("dtype", "float32"))
-    dataset = _dataset(rest.pop("dataset"), seed, device, dtype)
-    architecture = {**rest.pop("model"), "norm": rest.pop("norm"), "where": rest.pop("where")}
-    model = models.build(**architecture, **_input_arguments(architecture["name"], dataset))
-    names = ("gain", "gamma", "noise")
-    models.initialise(model, rest.pop("init"), seed=seed, **{n: rest.pop(n) for n in names if n in rest})
-    model = model.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+    model, dataset, rest = prepare(settings, seed=seed, device=device)
     plugged = []
     if every := rest.pop("eval_every", None):
         plugged.append(Probe(probes.evaluation, every))
@@ -144,6 +151,20 @@ def run(
         every = arguments.pop("every")
         plugged.append(Probe(partial(probes.PROBES[name], **arguments), every))
     return fit(model, dataset, seed=seed, plugged=plugged, tick=tick, **rest)
+
+
+def prepare(
+    settings: Mapping[str, Any], *, seed: int, device: str = "cpu"
+) -> tuple[nn.Module, data.Dataset, dict[str, Any]]:
+    """The network at its start, the data set, and those of the settings that neither has used."""
+    rest = dict(settings)
+    dtype = getattr(torch, rest.pop("dtype", "float32"))
+    dataset = _dataset(rest.pop("dataset"), seed, device, dtype)
+    architecture = {**rest.pop("model"), "norm": rest.pop("norm"), "where": rest.pop("where")}
+    model = models.build(**architecture, **_input_arguments(architecture["name"], dataset))
+    names = ("gain", "gamma", "noise")
+    models.initialise(model, rest.pop("init"), seed=seed, **{n: rest.pop(n) for n in names if n in rest})
+    return model.to(device=device, dtype=dtype, memory_format=torch.channels_last), dataset, rest
 
 
 def _dataset(chosen: str | Mapping[str, int], seed: int, device: str, dtype: torch.dtype) -> data.Dataset:

@@ -7,10 +7,20 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 
-from bnlib.experiments import distributions, effect, gradients, mechanics, noise
+from bnlib.experiments import (
+    distributions,
+    effect,
+    gradients,
+    landscape,
+    lp,
+    mechanics,
+    noise,
+    one_layer,
+    surfaces,
+)
 from bnlib.specs import Claim, Experiment
 
-MODULES = (mechanics, effect, distributions, noise, gradients)
+MODULES = (mechanics, effect, distributions, noise, gradients, surfaces, landscape, lp, one_layer)
 
 EXPERIMENTS: dict[str, Experiment] = {item.name: item for module in MODULES for item in module.EXPERIMENTS}
 CLAIMS: dict[str, Claim] = {item.id: item for module in MODULES for item in module.CLAIMS}

@@ -29,7 +29,7 @@ SMOKE = {
     "steps": 60,
     "eval_every": 10,
 }
-LAPTOP = {"dataset": "cifar10", "batch_size": 128, "eval_every": 50}
+LAPTOP = {"dataset": "cifar10", "batch_size": 128, "eval_every": 100}
 PAPER = {"dataset": "cifar10", "batch_size": 128, "steps": 15000, "eval_every": 500}
 VGG = {"name": "vgg", "config": "A"}
 

@@ -5,6 +5,7 @@ Every probe takes a `State` and yields (layer, metric, value).  Layers are named
 """
 
 from bnlib.probes.activations import activation_histogram, activation_moments, activation_shift
+from bnlib.probes.curvature import curvature_terms
 from bnlib.probes.evaluation import evaluation, training_mode_accuracy
 from bnlib.probes.landscape import (
     activation_beta,
@@ -13,6 +14,8 @@ from bnlib.probes.landscape import (
     relative_landscape,
 )
 from bnlib.probes.one_layer import batch_norm_gradients, batch_norm_terms
+from bnlib.probes.pairs import one_layer_pairs
+from bnlib.probes.scales import lp_scales
 from bnlib.probes.shift import covariate_shift, matched_covariate_shift
 from bnlib.probes.slices import random_slice
 from bnlib.probes.tracing import evaluating, no_trace
@@ -33,6 +36,9 @@ PROBES = {
         activation_beta,
         landscape_mistakes,
         random_slice,
+        lp_scales,
+        one_layer_pairs,
+        curvature_terms,
     )
 }
 

@@ -133,7 +133,7 @@ BOTH = {"specs", "records"}
 DISPLAY = {"experiments", "claims", "charts", "explorables", "widgets", "notebook"}
 COMPUTE = {
     *("data", "norms", "lp_norms", "noise", "models", "theory"),
-    *("probes", "training", "identities", "recording"),
+    *("probes", "training", "identities", "surfaces", "recording"),
 }
 ENTRANCE = {"__init__", "__main__"}
 # The one crossing: recording runs the experiments that the display side declares.

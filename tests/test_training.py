@@ -58,6 +58,25 @@ def test_momentum_and_weight_decay_are_torchs(digits):
         assert torch.allclose(one, other, atol=1e-12, rtol=0)
 
 
+def test_adam_is_torchs(digits):
+    ours, theirs = _net(), _net()
+    training.fit(ours, digits, lr=0.01, steps=5, batch_size=32, seed=5, momentum=0.9, optimiser="adam")
+    optimiser = torch.optim.Adam(theirs.parameters(), lr=0.01)
+    stream = data.batches(len(digits.x_train), 32, 5)
+    for _ in range(5):
+        indices = next(stream)
+        optimiser.zero_grad()
+        F.cross_entropy(theirs(digits.x_train[indices]), digits.y_train[indices]).backward()
+        optimiser.step()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-12, rtol=0)
+
+
+def test_an_unknown_optimiser_is_refused(digits):
+    with pytest.raises(ValueError, match="Unknown optimiser 'lion'; choose one of sgd, adam"):
+        training.fit(_net(), digits, lr=0.01, steps=1, batch_size=32, seed=5, optimiser="lion")
+
+
 def test_arms_start_from_the_same_weights_and_see_the_same_batches(digits):
     seen: dict[str, list[torch.Tensor]] = {"none": [], "batch": []}
     for norm, batches in seen.items():

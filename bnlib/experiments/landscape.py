@@ -136,7 +136,8 @@ def profiles(record: Record, metric: str = "loss", relative: bool = False) -> pd
     units of the learning rate, or the relative length.  metric: `loss` or `predictiveness`."""
     frame = record.frame()
     prefix = f"{'relative_' if relative else ''}{metric}@"
-    frame = frame[frame["metric"].str.startswith(prefix)]
+    ours = frame["metric"].str.startswith(prefix) & ~frame["metric"].str.endswith("]")  # not the mistakes'
+    frame = frame[ours]
     return frame[["arm", "seed", "step"]].assign(
         at=frame["metric"].str.removeprefix(prefix).astype(float), value=frame["value"]
     )

@@ -29,7 +29,7 @@ def lp_scales(
     r"""The scale $C_p$ of what each layer's norm receives (the layer's own output), in units of $\sigma$.
 
     The network runs once on the whole batch of the state; y are a layer's outputs for the first `size`
-    images, m = size (or size times pixels) values per channel.  With the biased $\sigma^2$ of the same ones,
+    images, m = size (or size times pixels) values per channel.  With the biased $\sigma^2$ of these values,
 
     $$C_p=\Big(\frac1m\sum_i|y_i|^p\Big)^{1/p},\qquad C_\infty=\max_i|y_i|.$$
 
@@ -51,7 +51,9 @@ def lp_scales(
             if size > len(whole):
                 continue
             y = whole[:size]
-            y = y[:, varying(y)].double()
+            if not (counted := varying(y)).any():
+                continue
+            y = y[:, counted].double()
             for order in map(float, orders):
                 for metric, values in _scales(y, order).items():
                     if math.isfinite(value := values.mean().item()):

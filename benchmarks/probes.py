@@ -48,6 +48,11 @@ MEASURED: dict[str, Callable[[State], Rows]] = {
     ),
     "random_slice, five points": lambda state: list(probes.random_slice(state, [-1, -0.5, 0, 0.5, 1])),
     "batch_norm_terms": lambda state: list(probes.batch_norm_terms(state)),
+    "lp_scales, three sizes, four orders": lambda state: list(probes.lp_scales(state)),
+    "one_layer_pairs, in float64": lambda state: list(probes.one_layer_pairs(state)),
+    "curvature_terms, two channels of one layer, 32 images, in float64": lambda state: list(
+        probes.curvature_terms(state, layers=["conv4"])
+    ),
     NAIVE: lambda state: naive_covariate_shift(state),
 }
 

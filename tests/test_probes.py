@@ -22,7 +22,7 @@ from bnlib.probes.activations import LEVELS, activations
 #: one of each kind: the l_p norms differ in their scale only
 NORMS = ["none", *(name for name in models.NORMS if name == "linf" or not name.startswith("l"))]
 #: what has nothing to measure in a network without batch norm
-OF_BATCH_NORM = {"batch_norm_terms"}
+OF_BATCH_NORM = {"batch_norm_terms", "one_layer_pairs", "curvature_terms"}
 #: every probe, with arguments that keep it small
 PROBES: dict[str, dict] = {
     "activation_moments": {"size": 32},
@@ -37,6 +37,9 @@ PROBES: dict[str, dict] = {
     "activation_beta": {"factors": [1], "layers": ["conv2"]},
     "landscape_mistakes": {"factors": [1], "mistakes": ["frozen_moments", "different_minibatches"]},
     "random_slice": {"positions": [0.0, 0.5]},
+    "lp_scales": {"sizes": [8], "orders": [1, "inf"]},
+    "one_layer_pairs": {"size": 24},
+    "curvature_terms": {"channels": 1, "size": 24},
     "evaluation": {"chunk": 200},
 }
 EXACT = {"rtol": 0, "atol": 1e-10}

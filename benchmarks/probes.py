@@ -53,6 +53,9 @@ MEASURED: dict[str, Callable[[State], Rows]] = {
     "curvature_terms, two channels of one layer, 32 images, in float64": lambda state: list(
         probes.curvature_terms(state, layers=["conv4"])
     ),
+    "hessian_spectrum, one draw of ten Lanczos steps": lambda state: list(
+        probes.hessian_spectrum(state, steps=10, draws=1)
+    ),
     NAIVE: lambda state: naive_covariate_shift(state),
 }
 

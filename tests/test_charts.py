@@ -52,8 +52,13 @@ def test_colours_read_on_white_and_on_the_dark_page(arm):
 
 @pytest.mark.parametrize("vision", VISION)
 def test_colours_stay_apart_in_colour_blind_eyes(vision):
-    # "bn_small_gamma" shares the colour of "bn" on purpose; their dashes differ.
-    variants = {"bn_small_gamma": "bn", "stationary_bn": "noisy_bn"}
+    # A variant shares the colour of its original on purpose; their dashes differ.
+    variants = {
+        "bn_small_gamma": "bn",
+        "stationary_bn": "noisy_bn",
+        "l1_centred": "l1",
+        "linf_centred": "linf",
+    }
     for variant, original in variants.items():
         assert charts.ARMS[variant].colour == charts.ARMS[original].colour
     arms = {name: arm for name, arm in charts.ARMS.items() if name not in variants}

@@ -40,6 +40,7 @@ PROBES: dict[str, dict] = {
     "lp_scales": {"sizes": [8], "orders": [1, "inf"]},
     "one_layer_pairs": {"size": 24},
     "curvature_terms": {"channels": 1, "size": 24},
+    "hessian_spectrum": {"steps": 3, "draws": 1, "between": [1.0]},
     "evaluation": {"chunk": 200},
 }
 EXACT = {"rtol": 0, "atol": 1e-10}

@@ -730,7 +730,12 @@ def recorded_scale_chart(
         shape=alt.Shape(
             "words:N",
             sort=[layer_words(layer) for layer in layers],
-            legend=alt.Legend(orient="bottom", symbolSize=50, symbolStrokeWidth=1.5),
+            legend=alt.Legend(
+                orient="bottom",
+                symbolSize=50,
+                symbolFillColor=charts.INK,
+                symbolStrokeColor=charts.INK,
+            ),
         ),
     )
     chart = alt.layer(gauss, name, lines, points).properties(

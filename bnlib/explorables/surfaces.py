@@ -388,7 +388,7 @@ def line_chart(record: Record, start: Mapping[str, object]) -> alt.LayerChart:
         )
     )  # fmt: skip
     heading = base.transform_aggregate(n="count()").transform_calculate(
-        words="'Barrier (nats), and how many lines have one valley:'"
+        words="'Barrier (nats); lines with one valley:'"
     )
     room = base.transform_aggregate(n="count()").transform_calculate(words="' '")
     arms = [told.transform_filter(f"datum.arm == '{label}'") for label in LABELS]

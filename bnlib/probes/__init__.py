@@ -18,6 +18,7 @@ from bnlib.probes.pairs import one_layer_pairs
 from bnlib.probes.scales import lp_scales
 from bnlib.probes.shift import covariate_shift, matched_covariate_shift
 from bnlib.probes.slices import random_slice
+from bnlib.probes.spectrum import hessian_spectrum
 from bnlib.probes.tracing import evaluating, no_trace
 
 #: what a declared run can name; `evaluation` is declared by its own setting, `eval_every`
@@ -39,6 +40,7 @@ PROBES = {
         lp_scales,
         one_layer_pairs,
         curvature_terms,
+        hessian_spectrum,
     )
 }
 

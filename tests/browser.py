@@ -151,3 +151,24 @@ def data_sets(page: Any, name: str, /, **params: Any) -> list[list[dict]]:
 def rows_with(data: list[list[dict]], *fields: str) -> list[dict]:
     """The largest data set whose rows have all of ``fields``, the first of those equally large."""
     return max((rows for rows in data if rows and all(field in rows[0] for field in fields)), key=len)
+
+
+def assert_fits(page: Any, name: str, width: int) -> None:
+    """The figure of that name, drawn again in a window of `width`, fills its place and keeps its words
+    inside."""
+    page.set_viewport_size({"width": width, "height": 900})
+    host, drawn, inside = page.evaluate(
+        """async id => {
+            const host = document.getElementById(id);
+            await vegaEmbed(host, host.spec, {renderer: "svg", actions: false});
+            const svg = host.querySelector("svg");
+            const {bottom, right} = svg.getBoundingClientRect();
+            const texts = [...svg.querySelectorAll("text")].filter((e) => e.textContent.trim());
+            const boxes = texts.map((e) => e.getBoundingClientRect());
+            const fits = boxes.every((box) => box.bottom <= bottom + 1 && box.right <= right + 1);
+            return [host.clientWidth, svg.getBoundingClientRect().width, fits];
+        }""",
+        name,
+    )
+    assert 0.7 * host <= drawn <= host + 1
+    assert inside

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
-from browser import data_sets, drawn, rows_with
+from browser import assert_fits, data_sets, drawn, rows_with
 from sample import record_of
 
 from bnlib import charts
@@ -336,27 +334,7 @@ def test_every_control_says_what_it_moves_and_the_figures_have_alt_text(record, 
         assert any(c.isdigit() for c in explorables.over_standard_chart(record, relative).description)
 
 
-def test_the_explorables_do_not_import_torch():
-    code = "import sys, bnlib.explorables.lp; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
 @pytest.mark.parametrize("chart", ["scale", "training", "shapes", "recorded", "landscape"])
 @pytest.mark.parametrize("width", [390, 900])
 def test_a_chart_fits_the_page_and_its_words_stay_inside(page, chart, width):
-    page.set_viewport_size({"width": width, "height": 900})
-    host, drawn_, inside = page.evaluate(
-        """async id => {
-            const host = document.getElementById(id);
-            await vegaEmbed(host, host.spec, {renderer: "svg", actions: false});
-            const svg = host.querySelector("svg");
-            const {bottom, right} = svg.getBoundingClientRect();
-            const texts = [...svg.querySelectorAll("text")].filter((e) => e.textContent.trim());
-            const boxes = texts.map((e) => e.getBoundingClientRect());
-            const fits = boxes.every((box) => box.bottom <= bottom + 1 && box.right <= right + 1);
-            return [host.clientWidth, svg.getBoundingClientRect().width, fits];
-        }""",
-        chart,
-    )
-    assert 0.7 * host <= drawn_ <= host + 1
-    assert inside
+    assert_fits(page, chart, width)

@@ -86,7 +86,7 @@ class Record:
 
     @property
     def runs(self) -> list[dict[str, Any]]:
-        """Each run's id, arm, seed, settings, digest, seconds, sitting and, if it diverged, the step."""
+        """Each run's id, arm, seed, settings, digest, seconds, sitting and, if it diverged, when."""
         return self.provenance["runs"]
 
     @property
@@ -297,7 +297,8 @@ def save(
             columns[column].extend(values)
         for column, value in (("run", run.id), ("arm", run.arm), ("seed", run.seed)):
             columns[column].extend([value] * len(rows))
-        diverged = [step for step, _, metric, _ in rows if metric == "diverged_at"]
+        # `diverged_at`, or `diverged_at[NAME]` where a run trains several networks.
+        diverged = [step for step, _, metric, _ in rows if metric.split("[")[0] == "diverged_at"]
         described.append(
             {
                 "id": run.id,
@@ -306,7 +307,7 @@ def save(
                 "task": run.task,
                 "settings": dict(run.settings),
                 "digest": run.digest,
-                "diverged_at": diverged[0] if diverged else None,
+                "diverged_at": min(diverged, default=None),
                 **about,
             }
         )

@@ -9,9 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bnlib import data, models, surfaces, training
+from bnlib import data, models, records, surfaces, training
 from bnlib.experiments import EXPERIMENTS
 from bnlib.probes import evaluating
+from bnlib.specs import Run
 
 SETTINGS = {
     "dataset": "digits",
@@ -147,6 +148,14 @@ def test_a_diverged_optimiser_has_no_slices_and_the_others_have_theirs():
     assert not any("wild" in metric and ("line" in metric or "end" in metric) for metric in metrics)
     assert not any(metric.startswith("plane") for metric in metrics)  # two solutions span no plane
     assert all(math.isfinite(value) for value in _measured(settings).values())
+
+
+def test_a_record_says_when_the_first_of_a_runs_networks_diverged(tmp_path, monkeypatch):
+    monkeypatch.setenv("BNLIB_RECORDS", str(tmp_path))
+    run = Run("standard", 0, {"gain": 1.0})
+    rows = [(5, "", "diverged_at[sgd]", 5.0), (3, "", "diverged_at[adam]", 3.0), (9, "", "line[a-b]@0", 1.0)]
+    record = records.save("toy", "smoke", [run], {run.digest: {"rows": rows, "seconds": 0.0}}, {})
+    assert record.runs[0]["diverged_at"] == 3
 
 
 def test_the_same_seed_gives_the_same_rows(rows):

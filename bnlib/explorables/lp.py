@@ -8,7 +8,6 @@ and what a reader asks for is computed in the page, with or without a kernel.  N
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -20,7 +19,8 @@ import pandas as pd
 from bnlib import charts, widgets
 from bnlib.experiments import landscape, lp
 from bnlib.explorables.distributions import density, quantiles
-from bnlib.explorables.noise import grouped_dots_chart
+from bnlib.explorables.gradients import layer_words
+from bnlib.explorables.noise import arms_of, grouped_dots_chart, layers_of
 from bnlib.records import Record
 
 BEFORE, AFTER, MARKED = "#8a8f98", "#2f86c9", "#d9622b"
@@ -34,23 +34,6 @@ GROUPS = {"all": list(lp.ARMS), "as printed": lp.UNCENTRED, "centred": lp.CENTRE
 
 def _label(arm: str) -> str:
     return charts.ARMS[arm].label
-
-
-def arms_of(record: Record) -> list[str]:
-    """The arms of a record in the book's order."""
-    present = {run["arm"] for run in record.runs}
-    return [arm for arm in charts.ARMS if arm in present]
-
-
-def layers_of(record: Record) -> list[str]:
-    """The layers whose activations the record has, from input to output."""
-    names = record.frame(metric="mean")["layer"].unique()
-    return sorted(names, key=lambda name: int(name.lstrip("conv")))
-
-
-def layer_words(name: str) -> str:
-    """`conv5` as readers say it: convolution 5."""
-    return re.sub(r"^conv", "convolution ", name)
 
 
 # --- what a norm divides by ---------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import pandas as pd
 
 from bnlib import charts, widgets
 from bnlib.charts import Arm
+from bnlib.explorables.gradients import layer_words
 from bnlib.records import Record
 
 GREY = "#7d838c"
@@ -56,12 +57,6 @@ def layers_of(record: Record, metric: str = "thm41_lhs") -> list[str]:
 def in_order(layers: Sequence[str]) -> list[str]:
     """Layers by their number; the classifier, which has none, last."""
     return sorted(layers, key=lambda name: int(re.sub(r"\D", "", name) or 10**6))
-
-
-def layer_words(name: str) -> str:
-    """`conv5` as readers say it: convolution 5."""
-    kind, number = re.fullmatch(r"([a-z]+)(\d*)", name).groups()
-    return f"{ {'conv': 'convolution', 'linear': 'layer'}.get(kind, kind) } {number}".strip()
 
 
 def _short(name: str) -> str:

@@ -1,11 +1,11 @@
-"""Interactive figures: ipywidgets controls linked to the named params of a Vega-Lite chart.
+"""Interactive figures: ipywidgets controls linked to the named params of a Vega-Lite chart, and the lab.
 
     gamma = alt.param(name="gamma", value=1.0)
     explorer = Explorer(alt.Chart(...).add_params(gamma), description="...")
     controls(explorer, gamma=ipywidgets.FloatSlider(value=1.0, min=0.0, max=3.0, description="γ"))
 
 The links run in the browser (`jslink`), so the same cell works in JupyterLab, in Colab and, without a
-kernel, in the static book. This module never imports torch.
+kernel, in the static book. `Lab` trains networks in the browser. This module never imports torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ import anywidget
 import ipywidgets
 import traitlets
 
-from bnlib import charts  # noqa: F401  (registers the theme)
+from bnlib import (
+    charts,  # noqa: F401  (registers the theme)
+    lab_images,
+)
 
 # These mean something else in a Vega expression.
 VEGA_NAMES = {"datum", "event", "item", "parent"}
@@ -177,3 +180,55 @@ def _trait(value: Any) -> traitlets.TraitType:
     if isinstance(value, int | float):
         return traitlets.Float()
     return traitlets.Unicode() if isinstance(value, str) else traitlets.Any()
+
+
+# The experiments that the lab knows and what can be set; lab/src/ui/state.js says what they mean.
+PRESETS = ("rates", "noise", "smoothness", "high_rate", "depth")
+SETTINGS = ("data", "networks", "channels", "batch", "gain", "noise", "seed", "steps", "every", "speed")
+NETWORK = ("norm", "where", "lr", "depth")
+
+
+class Lab(anywidget.AnyWidget):
+    """Up to four small convolutional networks, side by side, that train in the reader's browser.
+
+        Lab("smoothness")
+        Lab("rates", seed=3, networks=[{"norm": "batch", "lr": 0.5}, {"norm": "none", "lr": 0.5}])
+
+    `preset` names an experiment; settings replace what it says. Networks of one lab share seed, batches and,
+    where their shapes agree, initial weights. `state` is a plain dict, synced both ways: what the reader
+    changes arrives here, and assigning it resets the lab. Numbers out of range are clamped in the browser,
+    with a notice. No kernel is needed, except that in JupyterLab and Colab it sends the images once.
+    Raises ValueError for an unknown preset or setting.
+    """
+
+    _esm = Path(__file__).parent / "lab" / "lab.js"
+
+    state = traitlets.Dict(help="Preset and settings, see lab/src/ui/state.js.").tag(sync=True)
+    link = traitlets.Bool(False, help="Whether the page's address holds the state.").tag(sync=True)
+
+    def __init__(self, preset: str = "rates", *, link: bool = False, **settings: Any):
+        if preset not in PRESETS:
+            raise ValueError(f"Unknown preset {preset!r}: choose one of {', '.join(PRESETS)}.")
+        for name in settings:
+            if name not in SETTINGS:
+                raise ValueError(f"Unknown setting {name!r}: choose from {', '.join(SETTINGS)}.")
+        for network in settings.get("networks", []):
+            if unknown := set(network) - set(NETWORK):
+                raise ValueError(f"A network has no {unknown.pop()!r}: choose from {', '.join(NETWORK)}.")
+        super().__init__(state={"preset": preset, **settings}, link=link)
+        self.on_msg(self._send_images)
+
+    def __repr__(self) -> str:
+        return f"Lab({', '.join(f'{name}={value!r}' for name, value in self.state.items())})"
+
+    def _send_images(self, _: Any, content: Any, buffers: Any) -> None:
+        """Answer the page, which asks for images once: so no notebook has to hold them."""
+        if not isinstance(content, dict) or content.get("type") != "data":
+            return
+        name = content.get("name")
+        try:
+            about, packet = lab_images.pack(name)
+        except Exception as error:  # the page has to hear of every problem, or it would wait
+            self.send({"type": "data", "name": name, "problem": str(error).removesuffix(".")})
+        else:
+            self.send({"type": "data", "name": name, "about": about}, [packet])

@@ -130,7 +130,7 @@ def test_citation_has_what_the_format_requires():
 # --- two sides that meet only in specs and records ----------------------------------------------------------
 
 BOTH = {"specs", "records"}
-DISPLAY = {"experiments", "claims", "charts", "explorables", "widgets", "notebook"}
+DISPLAY = {"experiments", "claims", "charts", "explorables", "widgets", "lab_images", "notebook"}
 COMPUTE = {
     *("data", "norms", "lp_norms", "noise", "models", "theory"),
     *("probes", "training", "identities", "surfaces", "recording"),

@@ -1,0 +1,425 @@
+// The lab as an anywidget: what the reader does, the networks that train in their workers, and what is shown.
+import { appearance, percent } from "./arms.js";
+import { makeControls, select } from "./controls.js";
+import { available, loader } from "./data.js";
+import { h, svg } from "./dom.js";
+import { makeInside } from "./inside.js";
+import { COLUMNS, csv, inWords, story, summary } from "./report.js";
+import { Runner, useEngine } from "./runner.js";
+import { clean, DELAYS, describe, fromFragment, preset, PRESETS, toFragment } from "./state.js";
+import { STYLE } from "./style.js";
+import { makeViews } from "./views.js";
+
+const FRAME = 100; // milliseconds between two drawings
+const CALM = 1000; // the same for readers who ask for less motion
+const TEST_EVERY = { digits: 10, mnist: 50 };
+const NARROW = "(max-width: 600px)"; // where the settings begin folded, so that Run and the charts are in sight
+// These change nothing that has been computed: a run goes on.
+const HARMLESS = new Set(["steps", "every", "speed"]);
+
+function render({ model, el }) {
+  const stillness = window.matchMedia("(prefers-reduced-motion: reduce)");
+  const endEngine = useEngine();
+  const load = loader(model);
+  const linked = Boolean(model.get("link"));
+
+  let { state, notices } = (linked && fromFragment(window.location.hash)) || clean(model.get("state"));
+  let looks = appearance(state);
+  let runners = [];
+  let data = null;
+  let building = null; // the promise of networks that are being made
+  // A reset begins a new session; what belongs to an older one is dropped. `working`: runs and steps under way.
+  let session = { working: 0 };
+  let target = 0;
+  let layer = 2; // the first that has earlier ones
+  let removed = false;
+
+  // --- the page -------------------------------------------------------------------------------------------
+
+  const notice = h("div", { role: "status", class: "bnlab-notices" });
+  const status = h("span", { class: "bnlab-status" });
+  const runButton = h(
+    "button",
+    { type: "button", class: "bnlab-run", onclick: () => (busy() ? pause() : run()) },
+    "Run",
+  );
+  const stepButton = h("button", { type: "button", onclick: () => step() }, "Step");
+  const resetButton = h("button", { type: "button", onclick: () => reset() }, "Reset");
+  const linkButton = linked ? h("button", { type: "button", onclick: copyLink }, "Copy link") : null;
+  const csvButton = h("button", { type: "button", onclick: saveCsv }, "Download CSV");
+  const controls = makeControls(() => state, change);
+  const settings = h(
+    "details",
+    { open: !window.matchMedia(NARROW).matches },
+    h("summary", {}, "Settings"),
+    controls.settings,
+  );
+  const legend = h("ul", { class: "bnlab-legend", "aria-label": "Networks" });
+  const layers = select(
+    "Layer shown below",
+    () =>
+      Array.from({ length: Math.max(...state.networks.map(({ depth }) => depth)) }, (_, i) => [i + 1, i + 1]),
+    (value) => {
+      layer = Number(value);
+      draw();
+    },
+  );
+  const views = makeViews().map((view) => {
+    const element = h(
+      "details",
+      { "data-view": view.name, ontoggle: () => draw() },
+      h("summary", {}, view.title),
+      h("p", {}, view.note),
+      h("div", { class: "bnlab-charts" }, view.elements),
+    );
+    return { ...view, element };
+  });
+  const inside = makeInside({
+    ensure,
+    // While networks are being made there are none to ask.
+    networks: () => ({ session, data, runners: building || removed ? [] : runners, looks }),
+    changed: () => changed(),
+    notify,
+  });
+  const told = h("div", { "aria-live": "polite", class: "bnlab-story" });
+  const table = h("table");
+  const root = h(
+    "div",
+    { class: "bnlab", role: "group", "aria-label": "Lab: networks that train in your browser" },
+    h("style", {}, STYLE),
+    controls.experiment,
+    h("div", { class: "bnlab-buttons" }, runButton, stepButton, resetButton, linkButton, status),
+    notice,
+    settings,
+    legend,
+    layers.element,
+    views.map((view) => view.element),
+    inside.element,
+    h("div", { class: "bnlab-title" }, "What just happened"),
+    told,
+    h("div", { class: "bnlab-scroll", tabindex: 0, role: "region", "aria-label": "Table of results" }, table),
+    h("p", { class: "bnlab-rowname" }, COLUMNS.map(([text, meaning]) => `${text}: ${meaning}.`).join(" ")),
+    h("div", { class: "bnlab-buttons" }, csvButton),
+  );
+
+  function notify(texts) {
+    notice.replaceChildren(...texts.map((text) => h("p", { class: "bnlab-notice" }, text)));
+  }
+
+  // --- drawing --------------------------------------------------------------------------------------------
+
+  let waiting = null;
+  let drawn = -Infinity;
+  function changed() {
+    if (waiting !== null || removed) return;
+    const pause = (stillness.matches ? CALM : FRAME) - (performance.now() - drawn);
+    waiting = setTimeout(draw, Math.max(0, pause));
+  }
+
+  function draw() {
+    clearTimeout(waiting);
+    waiting = null;
+    if (removed) return;
+    drawn = performance.now();
+    for (const view of views) if (view.element.open) view.draw(looks, runners, layer);
+    showProgress();
+    inside.look();
+  }
+
+  const busy = () => session.working > 0;
+  const time = () => Math.max(0, ...runners.map((runner) => runner.time));
+
+  function showProgress() {
+    runButton.textContent = busy() ? "Pause" : "Run";
+    stepButton.disabled = busy();
+    csvButton.disabled = !time();
+    const speed = runners.some(({ backend }) => backend === "plain")
+      ? " WebAssembly with SIMD is missing here: plain JavaScript computes the same, but slower."
+      : "";
+    status.textContent = (time() ? `Step ${time()} of ${Math.max(target, time())}.` : "Step 0.") + speed;
+    root.dataset.state = busy() ? "running" : "idle";
+    for (const [i, runner] of runners.entries()) {
+      const row = table.tBodies[0]?.rows[i];
+      if (row) fillRow(row, i, runner);
+    }
+  }
+
+  function fillRow(row, i, runner) {
+    const result = summary(runner);
+    const texts = [...COLUMNS.map(([, , text]) => text(result))];
+    texts.forEach((text, column) => (row.cells[column + 1].textContent = text));
+    row.cells[0].textContent = runner.stopped ? `${looks[i].name} (stopped)` : looks[i].name;
+  }
+
+  function showSettings() {
+    looks = appearance(state);
+    layer = Math.min(layer, Math.max(...state.networks.map(({ depth }) => depth)));
+    controls.show(state);
+    layers.show(layer);
+    legend.replaceChildren(
+      ...looks.map(({ name, colour, dash }) => {
+        const line = svg("line", {
+          x1: 0,
+          x2: 34,
+          y1: 5,
+          y2: 5,
+          stroke: colour,
+          "stroke-width": 3,
+          "stroke-dasharray": dash.join(" "),
+        });
+        return h("li", {}, svg("svg", { width: 34, height: 10, "aria-hidden": "true" }, line), name);
+      }),
+    );
+    const heading = (text) => h("th", { scope: "col" }, text);
+    table.replaceChildren(
+      h("caption", {}, "Results so far"),
+      h(
+        "thead",
+        {},
+        h(
+          "tr",
+          {},
+          heading("Network"),
+          COLUMNS.map(([text]) => heading(text)),
+        ),
+      ),
+      h(
+        "tbody",
+        {},
+        looks.map(({ name }, i) =>
+          h(
+            "tr",
+            {},
+            h("th", { scope: "row", title: inWords(state.networks[i]) }, name),
+            COLUMNS.map(() => h("td", {}, "–")),
+          ),
+        ),
+      ),
+    );
+  }
+
+  /** Sentences, once the networks have come to rest. */
+  function tell() {
+    const sentences = story(state, looks, runners, data?.classes ?? 10);
+    told.replaceChildren(...sentences.map((sentence) => h("p", {}, sentence)));
+  }
+
+  function openViews() {
+    const wanted = PRESETS[state.preset]?.view;
+    for (const { name, element } of views) if (name === "learning" || name === wanted) element.open = true;
+  }
+
+  // --- the networks ---------------------------------------------------------------------------------------
+
+  /** Networks at step 0, if there are none yet. False: there are none, and a notice says why. */
+  function ensure() {
+    if (building) return building;
+    if (runners.length) return Promise.resolve(true);
+    const made = build(session);
+    building = made;
+    return made.finally(() => {
+      if (building === made) building = null;
+    });
+  }
+
+  async function build(mine) {
+    const problems = [];
+    try {
+      status.textContent = "Loading the images …";
+      const loaded = await load(state.data);
+      if (mine !== session || removed) return false;
+      data = loaded;
+    } catch (error) {
+      if (mine === session) notify([`The images could not be loaded: ${error.message}.`]);
+      return false;
+    }
+    const made = state.networks.map(() => new Runner(() => made === runners && changed()));
+    runners = made;
+    await Promise.all(
+      made.map((runner, i) =>
+        runner.create(describe(state, state.networks[i], data), data).catch((error) => {
+          runner.problem = error.message;
+          problems.push(`${looks[i].letter}: ${error.message}`);
+        }),
+      ),
+    );
+    if (mine !== session || removed) return false;
+    if (problems.length) notify(problems);
+    return true;
+  }
+
+  /** Do something with the networks, which are made if there are none, and then say what happened. */
+  async function work(job) {
+    const mine = session;
+    mine.working++;
+    showProgress();
+    try {
+      if ((await ensure()) && mine === session) await job();
+    } catch (error) {
+      if (mine === session) notify([`The networks did not answer: ${error.message}`]);
+    } finally {
+      mine.working--;
+    }
+    if (mine === session && !mine.working && !removed) rest();
+  }
+
+  let wantsPause = false; // pressed while the networks were being made
+
+  const run = () =>
+    work(async () => {
+      if (wantsPause) {
+        wantsPause = false;
+        return;
+      }
+      const now = time();
+      if (now >= target) target = now < state.steps ? state.steps : now + state.steps;
+      const settings = {
+        until: target,
+        every: state.every,
+        testEvery: TEST_EVERY[state.data],
+        delay: DELAYS[state.speed],
+      };
+      await Promise.all(runners.map((runner) => runner.run(settings)));
+    });
+
+  const step = () => work(() => Promise.all(runners.map((runner) => runner.step())));
+
+  function pause() {
+    wantsPause = Boolean(building);
+    for (const runner of runners) runner.pause();
+  }
+
+  /** All networks have come to rest. */
+  function rest() {
+    draw();
+    tell();
+    root.dataset.rests = Number(root.dataset.rests ?? 0) + 1; // tests wait for it
+    const stopped = runners.flatMap(({ stopped: end, problem }, i) =>
+      end || problem ? [`${looks[i].letter} stopped: ${end?.reason ?? problem}`] : [],
+    );
+    if (stopped.length) notify(stopped.length < runners.length ? [...stopped, "The others go on."] : stopped);
+  }
+
+  function reset() {
+    session = { working: 0 };
+    for (const runner of runners) runner.end();
+    runners = [];
+    building = null;
+    wantsPause = false;
+    target = 0;
+    inside.forget();
+    notify([]);
+    showSettings();
+    tell();
+    draw();
+  }
+
+  // --- settings -------------------------------------------------------------------------------------------
+
+  function change(patch) {
+    const keys = Object.keys(patch);
+    const harmless = keys.every((key) => HARMLESS.has(key));
+    const wanted =
+      patch.preset && patch.preset !== "own"
+        ? { ...preset(patch.preset), speed: state.speed }
+        : { ...state, ...patch, preset: harmless ? state.preset : "own" };
+    adopt(wanted, harmless ? keys : null);
+    save();
+    if (patch.preset) openViews();
+  }
+
+  /** Take a state, corrected; `kept`: the settings that changed, if the networks can stay. */
+  function adopt(wanted, kept = null) {
+    const cleaned = clean(wanted);
+    state = cleaned.state;
+    if (!available().includes(state.data)) {
+      cleaned.notices.push("These images did not come with this page, so it is the digits here.");
+      state = { ...state, data: "digits" };
+    }
+    if (kept) {
+      if (target && kept.includes("steps")) target = Math.max(state.steps, time());
+      showSettings();
+      showProgress();
+      goOn();
+    } else {
+      reset();
+    }
+    notify(cleaned.notices);
+  }
+
+  /** A run under way takes up the settings of now. */
+  async function goOn() {
+    const mine = session;
+    if (!runners.some((runner) => runner.running)) return;
+    await Promise.all(runners.map((runner) => runner.pause()));
+    if (mine === session && !removed && time() < target) run();
+  }
+
+  function save() {
+    saved = JSON.stringify(state);
+    model.set("state", structuredClone(state));
+    model.save_changes();
+    if (linked) {
+      try {
+        window.history.replaceState(null, "", toFragment(state));
+      } catch {
+        // Where a page may not change its address, the button still gives the link.
+      }
+    }
+  }
+
+  async function copyLink() {
+    const link = window.location.href.split("#")[0] + toFragment(state);
+    try {
+      await navigator.clipboard.writeText(link);
+      notify(["The link to these settings is copied."]);
+    } catch {
+      notify([`The link to these settings: ${link}`]);
+    }
+  }
+
+  function saveCsv() {
+    const address = URL.createObjectURL(new Blob([csv(state, looks, runners)], { type: "text/csv" }));
+    h("a", { href: address, download: `lab-seed-${state.seed}.csv` }).click();
+    setTimeout(() => URL.revokeObjectURL(address), 1000);
+  }
+
+  // --- life -----------------------------------------------------------------------------------------------
+
+  let saved = JSON.stringify(model.get("state"));
+  const fromModel = () => {
+    const given = JSON.stringify(model.get("state"));
+    if (given === saved) return;
+    saved = given;
+    adopt(model.get("state"));
+  };
+  const fromAddress = () => {
+    const found = fromFragment(window.location.hash);
+    if (!found) return;
+    adopt(found.state);
+    save();
+    notify(found.notices);
+    openViews();
+  };
+  model.on("change:state", fromModel);
+  if (linked) window.addEventListener("hashchange", fromAddress);
+
+  el.replaceChildren(root);
+  const first = notices;
+  adopt(state);
+  notify([...notice.querySelectorAll("p")].map((p) => p.textContent).concat(first));
+  openViews();
+
+  return () => {
+    removed = true;
+    session = { working: 0 };
+    clearTimeout(waiting);
+    model.off("change:state", fromModel);
+    window.removeEventListener("hashchange", fromAddress);
+    for (const runner of runners) runner.end();
+    endEngine();
+    el.replaceChildren();
+  };
+}
+
+export default { render };

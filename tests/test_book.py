@@ -160,7 +160,7 @@ def opened(browser: Any, address: str, home: str, width: int = WIDE, scheme: str
         """() => {
           const { charts, widgets } = document.documentElement.dataset;
           const hasWidgets = document.querySelector('script[type$="widget-view+json"]');
-          const hasCharts = document.querySelector('[id^="altair-viz"], .book-anywidget');
+          const hasCharts = document.querySelector('[id^="altair-viz"], .book-anywidget:not(:has(.bnlab))');
           return (!hasWidgets || widgets === "ready") && (!hasCharts || charts === "ready");
         }"""
     )
@@ -216,7 +216,8 @@ def test_all_maths_is_typeset(look):
 
 def test_every_figure_is_drawn_in_the_pages_ink(look):
     figures = look.evaluate(
-        """() => [...document.querySelectorAll('[id^="altair-viz"], .book-anywidget')].map((e) => ({
+        """() => [...document.querySelectorAll(
+          '[id^="altair-viz"], .book-anywidget:not(:has(.bnlab))')].map((e) => ({
           svg: e.querySelectorAll("svg.marks").length,
           label: (e.matches("[role=graphics-document]") ? e : e.querySelector("[role=graphics-document]"))
             ?.getAttribute("aria-label") ?? "",

@@ -23,10 +23,11 @@ from sphinx.config import Config
 from sphinx.errors import ExtensionError
 from sphinx.util import logging
 
+from . import lab
+
 logger = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
-STATE_TYPE = "application/vnd.jupyter.widget-state+json"
 RUNTIME = ("model.js", "controls.js", "widgets.js")
 
 # The wheel holds 24 MB: every input, output and font. The book needs TeX to CHTML, the extensions that TeX
@@ -124,7 +125,7 @@ def _configure(app: Sphinx, config: Config) -> None:
 
 
 def _widget_states(scripts: list[Any]) -> list[dict[str, Any]]:
-    bodies = (s.attributes.get("body") for s in scripts if s.attributes.get("type") == STATE_TYPE)
+    bodies = (s.attributes.get("body") for s in scripts if s.attributes.get("type") == lab.STATE_TYPE)
     return [json.loads(body)["state"] for body in bodies]
 
 
@@ -137,7 +138,8 @@ def _complete_page(
     # Sphinx marks the bibliography as an ARIA list whose children are no list items: no list is better.
     body = context.get("body", "").replace(' role="list" class="citation-list"', ' class="citation-list"')
     context["body"] = body
-    imports = import_map(_widget_states(scripts))
+    states = _widget_states(scripts)
+    imports = import_map(states)
     versions = altair_versions(body)
     if imports:
         app.add_js_file(None, body=json.dumps({"imports": imports}), type="importmap", priority=10)
@@ -145,6 +147,7 @@ def _complete_page(
         app.add_js_file(None, body=f"window.VEGA_DEBUG = {json.dumps(versions)};", priority=10)
     if imports or versions:
         app.add_js_file("charts.js", priority=20)
+    lab.add_to_page(app, page, RUNTIME, states)
     drop_repeated_scripts(scripts)
 
 

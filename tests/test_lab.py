@@ -176,11 +176,14 @@ def test_an_experiment_comes_out_as_stated(browser: Any, site: str, preset: str)
 
 def test_batch_norm_learns_the_digits_within_seconds(browser: Any, site: str):
     with opened(browser, site + link("batch,every,0.1,4", steps=300, every=10)) as page:
-        page.evaluate("window.began = performance.now()")
-        run(page)
-        seconds = page.evaluate("(performance.now() - window.began) / 1000")
-        assert share(table(page)[0]["Test accuracy"]) > 0.95
-        assert seconds < 20  # on a quiet machine below 2
+        seconds = []
+        while not seconds or (min(seconds) > 5 and len(seconds) < 3):  # a busy machine may have a bad moment
+            page.get_by_role("button", name="Reset").click()
+            page.evaluate("window.began = performance.now()")
+            run(page)
+            seconds.append(page.evaluate("(performance.now() - window.began) / 1000"))
+            assert share(table(page)[0]["Test accuracy"]) > 0.95
+        assert min(seconds) < 5
 
 
 def test_the_page_stays_alive_while_networks_train(browser: Any, site: str):

@@ -14,6 +14,8 @@ from __future__ import annotations
 import base64
 import html
 import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,6 @@ def write_images(folder: Path) -> list[str]:
         try:
             about, packet = lab_images.pack(name)
         except DataError:
-            logger.info("The lab goes without %s, which this machine does not have.", name)
             (folder / f"{name}.js").unlink(missing_ok=True)
             continue
         content = json.dumps({"about": about, "packed": base64.b64encode(packet).decode()})
@@ -94,9 +95,19 @@ def write_images(folder: Path) -> list[str]:
     return written
 
 
-def _write(app: Sphinx) -> None:
+def _begin_images(app: Sphinx) -> None:
+    """Reading MNIST and importing torch take seconds: another process does it while Sphinx reads the pages."""
     if app.builder.format == "html":
-        app.lab_images = write_images(Path(app.outdir) / "_static" / "lab")
+        pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        app.lab_images = pool.submit(write_images, Path(app.outdir) / "_static" / "lab")
+        pool.shutdown(wait=False)
+
+
+def _end_images(app: Sphinx, _: Exception | None) -> None:
+    """A build without a lab waits for them too, so that it leaves nothing running; an error ends the build."""
+    if app.builder.format == "html":
+        for name in set(lab_images.SIZES).difference(app.lab_images.result()):
+            logger.info("The lab goes without %s, which this machine does not have.", name)
 
 
 def add_to_page(app: Sphinx, page: str, runtime: tuple[str, ...], states: list[dict[str, Any]]) -> None:
@@ -106,10 +117,11 @@ def add_to_page(app: Sphinx, page: str, runtime: tuple[str, ...], states: list[d
         for name in runtime:
             app.add_js_file(name, defer="defer")
     if placed or holds_a_lab(states):
-        app.add_js_file("lab-images.js", priority=20, **{"data-names": json.dumps(app.lab_images)})
+        app.add_js_file("lab-images.js", priority=20, **{"data-names": json.dumps(app.lab_images.result())})
 
 
 def setup(app: Sphinx) -> None:
     """Add the directive, and the images to the build."""
-    app.connect("builder-inited", _write)
+    app.connect("builder-inited", _begin_images)
+    app.connect("build-finished", _end_images)
     app.add_directive("lab", LabDirective)

@@ -96,7 +96,7 @@ def write_images(folder: Path) -> list[str]:
 
 
 def _begin_images(app: Sphinx) -> None:
-    """Reading MNIST and importing torch take seconds: another process does it while Sphinx reads the pages."""
+    """Another process packs the images, which takes seconds, while Sphinx reads the pages."""
     if app.builder.format == "html":
         pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
         app.lab_images = pool.submit(write_images, Path(app.outdir) / "_static" / "lab")
@@ -104,7 +104,7 @@ def _begin_images(app: Sphinx) -> None:
 
 
 def _end_images(app: Sphinx, _: Exception | None) -> None:
-    """A build without a lab waits for them too, so that it leaves nothing running; an error ends the build."""
+    """Wait in any case: nothing is left running, and an error ends the build."""
     if app.builder.format == "html":
         for name in set(lab_images.SIZES).difference(app.lab_images.result()):
             logger.info("The lab goes without %s, which this machine does not have.", name)

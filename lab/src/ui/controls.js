@@ -124,7 +124,7 @@ export function makeControls(getState, set) {
     data: select("Images", () => available().map((name) => [name, DATA[name]]), one("data")),
     channels: number("Channels", RANGES.channels, one("channels")),
     batch: number("Batch size", RANGES.batch, one("batch")),
-    gain: logSlider("Initial weights ×", RANGES.gain, one("gain")),
+    gain: logSlider("Initial scale ×", RANGES.gain, one("gain")),
     noise: slider("Noise ×", { min: 0, max: RANGES.noise[1], step: 0.1 }, (v) => spell(v), one("noise")),
     seed: number("Seed", RANGES.seed, one("seed")),
     steps: number("Steps", RANGES.steps, one("steps")),

@@ -56,6 +56,9 @@ function fromKernel(model, name) {
   });
 }
 
+/** Whether the page brings the images; else a kernel has them. */
+export const brought = () => Boolean(window.bnlibLabData);
+
 /** Which sets there are: what the book's page brings, or all, if a kernel can be asked. */
 export const available = () => window.bnlibLabData?.names ?? ["digits", "mnist"];
 
@@ -64,10 +67,10 @@ export function loader(model) {
   const loaded = new Map();
   return (name) => {
     if (!loaded.has(name)) {
-      const brought = window.bnlibLabData
+      const packet = brought()
         ? window.bnlibLabData.load(name).then(({ about, packed }) => [about, fromBase64(packed)])
         : fromKernel(model, name);
-      const ready = brought.then(([about, packed]) => unpack(about, packed));
+      const ready = packet.then(([about, packed]) => unpack(about, packed));
       ready.catch(() => loaded.delete(name)); // the next try may succeed
       loaded.set(name, ready);
     }

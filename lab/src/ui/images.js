@@ -3,9 +3,10 @@ import { percent } from "./arms.js";
 import { h } from "./dom.js";
 
 const MOST = 16; // channels shown of a layer
+const TILE = 28; // pixels of the page on which one of them is shown
 
 /** values[height][width] on a canvas; grey from black (low) to white (high), with signs blue - white - orange. */
-export function picture(values, height, width, { signed = false, label = null, scale = 3 } = {}) {
+export function picture(values, height, width, { signed = false, label = null, scale } = {}) {
   const canvas = h("canvas", { width, height, class: "bnlab-picture" });
   canvas.style.width = `${width * scale}px`;
   canvas.style.height = `${height * scale}px`;
@@ -31,7 +32,7 @@ export function picture(values, height, width, { signed = false, label = null, s
 function channels(values, count, height, width, options) {
   const size = height * width;
   return Array.from({ length: Math.min(count, MOST) }, (_, c) =>
-    picture(values.subarray(c * size, (c + 1) * size), height, width, options),
+    picture(values.subarray(c * size, (c + 1) * size), height, width, { scale: TILE / width, ...options }),
   );
 }
 
@@ -48,19 +49,15 @@ export function insight({ name, colour }, { probabilities, layers }, parameters)
     );
   const weights = parameters["conv1.weight"];
   const [outputs, , k] = weights.shape;
-  const largest = Math.max(...layers.map(({ height }) => height));
   return h(
     "div",
     { class: "bnlab-insight" },
     h("div", { class: "bnlab-title" }, name),
     h("p", {}, sure ? `Says ${best} with ${percent(probabilities[best])}.` : "Has no finite answer."),
     bars(probabilities, colour),
-    row("Filters of layer 1", channels(weights.values, outputs, k, k, { signed: true, scale: 7 })),
+    row("Filters of layer 1", channels(weights.values, outputs, k, k, { signed: true })),
     layers.map(({ channels: count, height, width, values }, i) =>
-      row(
-        `Layer ${i + 1} passes on`,
-        channels(values, count, height, width, { scale: Math.max(3, Math.round((largest / height) * 3)) }),
-      ),
+      row(`Layer ${i + 1} passes on`, channels(values, count, height, width)),
     ),
   );
 }

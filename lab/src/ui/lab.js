@@ -1,10 +1,10 @@
 // The lab as an anywidget: what the reader does, the networks that train in their workers, and what is shown.
 import { appearance, percent } from "./arms.js";
 import { makeControls, select } from "./controls.js";
-import { available, loader } from "./data.js";
+import { available, brought, loader } from "./data.js";
 import { h, svg } from "./dom.js";
 import { makeInside } from "./inside.js";
-import { COLUMNS, csv, inWords, story, summary } from "./report.js";
+import { csv, inWords, RESULTS, story, summary } from "./report.js";
 import { Runner, useEngine } from "./runner.js";
 import { clean, DELAYS, describe, fromFragment, preset, PRESETS, toFragment } from "./state.js";
 import { STYLE } from "./style.js";
@@ -13,7 +13,6 @@ import { makeViews } from "./views.js";
 const FRAME = 100; // milliseconds between two drawings
 const CALM = 1000; // the same for readers who ask for less motion
 const TEST_EVERY = { digits: 10, mnist: 50 };
-const NARROW = "(max-width: 600px)"; // where the settings begin folded, so that Run and the charts are in sight
 // These change nothing that has been computed: a run goes on.
 const HARMLESS = new Set(["steps", "every", "speed"]);
 
@@ -48,10 +47,11 @@ function render({ model, el }) {
   const linkButton = linked ? h("button", { type: "button", onclick: copyLink }, "Copy link") : null;
   const csvButton = h("button", { type: "button", onclick: saveCsv }, "Download CSV");
   const controls = makeControls(() => state, change);
+  // Folded, so that Run and the charts are in sight together.
   const settings = h(
     "details",
-    { open: !window.matchMedia(NARROW).matches },
-    h("summary", {}, "Settings"),
+    {},
+    h("summary", {}, "Settings: networks, learning rates, depth, images, seed …"),
     controls.settings,
   );
   const legend = h("ul", { class: "bnlab-legend", "aria-label": "Networks" });
@@ -82,7 +82,7 @@ function render({ model, el }) {
     notify,
   });
   const told = h("div", { "aria-live": "polite", class: "bnlab-story" });
-  const table = h("table");
+  const table = h("table", { class: "bnlab-results" });
   const root = h(
     "div",
     { class: "bnlab", role: "group", "aria-label": "Lab: networks that train in your browser" },
@@ -92,13 +92,12 @@ function render({ model, el }) {
     notice,
     settings,
     legend,
-    layers.element,
+    h("div", { class: "bnlab-layer" }, layers.element),
     views.map((view) => view.element),
     inside.element,
     h("div", { class: "bnlab-title" }, "What just happened"),
     told,
     h("div", { class: "bnlab-scroll", tabindex: 0, role: "region", "aria-label": "Table of results" }, table),
-    h("p", { class: "bnlab-rowname" }, COLUMNS.map(([text, meaning]) => `${text}: ${meaning}.`).join(" ")),
     h("div", { class: "bnlab-buttons" }, csvButton),
   );
 
@@ -138,17 +137,15 @@ function render({ model, el }) {
       : "";
     status.textContent = (time() ? `Step ${time()} of ${Math.max(target, time())}.` : "Step 0.") + speed;
     root.dataset.state = busy() ? "running" : "idle";
-    for (const [i, runner] of runners.entries()) {
-      const row = table.tBodies[0]?.rows[i];
-      if (row) fillRow(row, i, runner);
-    }
+    for (const [i, runner] of runners.entries()) fillColumn(i, runner);
   }
 
-  function fillRow(row, i, runner) {
+  function fillColumn(i, runner) {
     const result = summary(runner);
-    const texts = [...COLUMNS.map(([, , text]) => text(result))];
-    texts.forEach((text, column) => (row.cells[column + 1].textContent = text));
-    row.cells[0].textContent = runner.stopped ? `${looks[i].name} (stopped)` : looks[i].name;
+    RESULTS.forEach(([, , text], row) => {
+      table.tBodies[0].rows[row].cells[i + 1].textContent = text(result);
+    });
+    if (runner.stopped) table.tHead.rows[0].cells[i + 1].textContent = `${looks[i].name} (stopped)`;
   }
 
   function showSettings() {
@@ -170,31 +167,21 @@ function render({ model, el }) {
         return h("li", {}, svg("svg", { width: 34, height: 10, "aria-hidden": "true" }, line), name);
       }),
     );
-    const heading = (text) => h("th", { scope: "col" }, text);
+    const networks = looks.map(({ name }, i) =>
+      h("th", { scope: "col", title: inWords(state.networks[i]) }, name),
+    );
+    const results = RESULTS.map(([text, meaning]) =>
+      h(
+        "tr",
+        {},
+        h("th", { scope: "row" }, text, h("small", {}, meaning)),
+        looks.map(() => h("td", {}, "–")),
+      ),
+    );
     table.replaceChildren(
       h("caption", {}, "Results so far"),
-      h(
-        "thead",
-        {},
-        h(
-          "tr",
-          {},
-          heading("Network"),
-          COLUMNS.map(([text]) => heading(text)),
-        ),
-      ),
-      h(
-        "tbody",
-        {},
-        looks.map(({ name }, i) =>
-          h(
-            "tr",
-            {},
-            h("th", { scope: "row", title: inWords(state.networks[i]) }, name),
-            COLUMNS.map(() => h("td", {}, "–")),
-          ),
-        ),
-      ),
+      h("thead", {}, h("tr", {}, h("td"), networks)),
+      h("tbody", {}, results),
     );
   }
 
@@ -409,6 +396,8 @@ function render({ model, el }) {
   adopt(state);
   notify([...notice.querySelectorAll("p")].map((p) => p.textContent).concat(first));
   openViews();
+  // With the page, so that Run asks for nothing; MNIST is for those who choose it.
+  if (brought() && state.data === "digits") load("digits").catch(() => {}); // Run tries again, and says so
 
   return () => {
     removed = true;

@@ -35,8 +35,8 @@ export function summary({ series, time, stopped, problem, hash, backend }) {
   };
 }
 
-/** Heading, what it means, and the cell's text. */
-export const COLUMNS = [
+/** What a row of the table is called, what it means, and the cell's text. */
+export const RESULTS = [
   ["Steps", "training steps", (s) => String(s.steps)],
   ["Loss", `mean of the last ${LAST} batches`, (s) => spell(s.loss)],
   ["Test accuracy", "at the end", (s) => percent(s.accuracy)],
@@ -149,6 +149,6 @@ export function story(state, looks, runners, classes) {
   return said;
 }
 
-/** The settings of a network in words, for the table's first column. */
+/** The settings of a network in words, for the head of its column. */
 export const inWords = ({ norm, where }) =>
   `${ARMS[norm].label}${norm === "none" ? "" : `, ${PLACES[where]}`}`;

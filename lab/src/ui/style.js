@@ -39,17 +39,21 @@ export const STYLE = `
 .bnlab-chart svg { width: 100%; height: auto; display: block; font: 11px system-ui, sans-serif; }
 .bnlab-grid { stroke: currentColor; opacity: 0.14; }
 .bnlab-line { fill: none; stroke-width: 2; }
+.bnlab-layer { max-width: 19rem; margin: 0.4rem 0 0.6rem; }
 .bnlab-scroll { overflow-x: auto; }
 .bnlab table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; color: inherit;
   background: transparent; }
 .bnlab th, .bnlab td { text-align: right; padding: 0.3rem 0.6rem; border-bottom: 1px solid var(--line);
   background: transparent; color: inherit; }
 .bnlab th:first-child { text-align: left; }
-.bnlab caption { text-align: left; caption-side: top; color: inherit; }
+.bnlab th { font-size: 0.9rem; }
+.bnlab tbody th { font-weight: 600; }
+.bnlab th small { display: block; font-weight: normal; }
+.bnlab caption { text-align: left; caption-side: top; color: inherit; font-weight: 600; }
 .bnlab-pad { width: 192px; height: 192px; touch-action: none; cursor: crosshair; border: 1px solid var(--line);
   image-rendering: pixelated; }
 .bnlab-picture { image-rendering: pixelated; }
-.bnlab-pictures { display: flex; flex-wrap: wrap; gap: 3px; }
+.bnlab-pictures { display: flex; flex-wrap: wrap; gap: 4px; margin: 0.1rem 0 0.4rem; }
 .bnlab-rowname { font-size: 0.85rem; }
 .bnlab-bars { display: flex; gap: 4px; list-style: none; padding: 0; margin: 0.3rem 0; align-items: end; height: 62px; }
 .bnlab-bars li { display: flex; flex-direction: column; align-items: center; justify-content: end; width: 1.4rem;
@@ -57,6 +61,7 @@ export const STYLE = `
 .bnlab-bar { width: 100%; }
 .bnlab-look { display: flex; flex-wrap: wrap; gap: 0.6rem 1.2rem; align-items: start; }
 @container (max-width: 600px) {
+  .bnlab th, .bnlab td { padding: 0.3rem 0.35rem; font-size: 0.8rem; overflow-wrap: anywhere; }
   .bnlab-field { min-height: 44px; }
   .bnlab input[type], .bnlab select, .bnlab button, .bnlab summary { min-height: 44px; }
 }

@@ -54,6 +54,7 @@ var Zt=Uint8Array.fromBase64||(()=>{for(var t=new Uint8Array(128),n=0;n<64;n++)t
   image-rendering: pixelated; }
 .bnlab-picture { image-rendering: pixelated; }
 .bnlab-pictures { display: flex; flex-wrap: wrap; gap: 4px; margin: 0.1rem 0 0.4rem; }
+.bnlab-pictures canvas { outline: 1px solid var(--line); }
 .bnlab-rowname { font-size: 0.85rem; }
 .bnlab-bars { display: flex; gap: 4px; list-style: none; padding: 0; margin: 0.3rem 0; align-items: end; height: 62px; }
 .bnlab-bars li { display: flex; flex-direction: column; align-items: center; justify-content: end; width: 1.4rem;
@@ -61,7 +62,8 @@ var Zt=Uint8Array.fromBase64||(()=>{for(var t=new Uint8Array(128),n=0;n<64;n++)t
 .bnlab-bar { width: 100%; }
 .bnlab-look { display: flex; flex-wrap: wrap; gap: 0.6rem 1.2rem; align-items: start; }
 @container (max-width: 600px) {
-  .bnlab th, .bnlab td { padding: 0.3rem 0.35rem; font-size: 0.8rem; overflow-wrap: anywhere; }
+  .bnlab th, .bnlab td { padding: 0.3rem 0.2rem; font-size: 0.75rem; }
+  .bnlab tbody th { width: 30%; }
   .bnlab-field { min-height: 44px; }
   .bnlab input[type], .bnlab select, .bnlab button, .bnlab summary { min-height: 44px; }
 }

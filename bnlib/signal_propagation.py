@@ -1,0 +1,89 @@
+"""Gradients in one wide random network, and what the theory of infinite width says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from bnlib.records import Row
+from bnlib.theory import mean_field, wide_networks
+from bnlib.theory.mean_field import Activation
+
+#: name -> activation, element by element
+ACTIVATIONS: dict[str, Activation] = {
+    "linear": lambda u: u,
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+    "gelu": torch.nn.functional.gelu,
+    "sigmoid": torch.sigmoid,
+}
+
+
+def run(
+    settings: Mapping[str, Any],
+    *,
+    seed: int,
+    device: str = "cpu",
+    tick: Callable[[int], None] = lambda steps: None,
+) -> list[Row]:
+    r"""A random network at initialisation, measured layer by layer; float64, on the CPU whatever `device`.
+
+    Settings: `network`, "plain" or "residual"; `norm`, one of `wide_networks.NORMALIZATIONS`; `activation`,
+    one of `ACTIVATIONS`; `depth` in layers or blocks, `width`, `batch_size`, `weight_variance` (times the
+    width).  See `wide_networks` for both networks.
+
+    Rows, at the layers h1, h2, ... of a plain network and at x0, x1, ... between the blocks of a residual
+    one: `gradient`, the squared norm $\|\nabla L\|^2$ over the whole batch; `variance` over the batch.  Then,
+    without a layer: for a plain network `rate`, by which the squared norm grows per layer going back (see
+    `wide_networks.measured_rate`); for a residual one `growth`, first over last, and, with batch
+    normalization, `exponent` (see `measured_exponent`).  What is predicted for infinite width has the prefix
+    `predicted_`; of a network without normalization nothing is.  Raises ValueError for an unknown network or
+    activation.
+    """
+    if settings["activation"] not in ACTIVATIONS:
+        raise ValueError(
+            f"Unknown activation {settings['activation']!r}; choose one of {', '.join(ACTIVATIONS)}."
+        )
+    if settings["network"] not in ("plain", "residual"):
+        raise ValueError(f'network must be "plain" or "residual", not {settings["network"]!r}.')
+    plain = settings["network"] == "plain"
+    activation, batch = ACTIVATIONS[settings["activation"]], settings["batch_size"]
+    variance = settings["weight_variance"]
+    make = wide_networks.plain_network if plain else wide_networks.residual_network
+    layers = make(settings["depth"], settings["width"], batch, activation, settings["norm"], seed, variance)
+    rows: list[Row] = []
+    for k, (gradient, spread) in enumerate(
+        zip(layers.gradient.tolist(), layers.variance.tolist(), strict=True)
+    ):
+        layer = f"h{k + 1}" if plain else f"x{k}"
+        rows += [(0, layer, "gradient", gradient), (0, layer, "variance", spread)]
+    if plain:
+        measured = {"rate": wide_networks.measured_rate(layers.gradient).item()}
+    else:
+        measured = {"growth": (layers.gradient[0] / layers.gradient[-1]).item()}
+        if settings["norm"] == "batch":
+            measured["exponent"] = wide_networks.measured_exponent(layers).item()
+    measured |= _predicted(settings, activation, batch, variance)
+    tick(1)
+    return rows + [(0, "", metric, value) for metric, value in measured.items()]
+
+
+def _predicted(
+    settings: Mapping[str, Any], activation: Activation, batch: int, variance: float
+) -> dict[str, float]:
+    if settings["norm"] == "batch":
+        rate = mean_field.growth_rate(activation, batch)
+        start = mean_field.residual_start(activation, batch, variance)
+    elif settings["norm"] == "layer":
+        rate = mean_field.layer_norm_growth_rate(activation)
+        start = 1 / (variance * mean_field.moments(activation).square)
+    else:
+        return {}
+    if settings["network"] == "plain":
+        return {"predicted_rate": rate}
+    growth = mean_field.residual_growth(rate, settings["depth"], start)
+    return {"predicted_growth": growth} | (
+        {"predicted_exponent": rate} if settings["norm"] == "batch" else {}
+    )

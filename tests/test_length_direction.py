@@ -484,6 +484,13 @@ def test_a_sample_comes_near_the_population():
     close(found, logistic_optimum(problem.inputs), rtol=0, atol=0.1)
 
 
+def test_whitened_data_are_a_problem_too():
+    """Their S is the identity but for rounding, which a product need not do alike on both sides."""
+    problem = Sample(torch.linalg.qr(randn(200, 5, seed=4)).Q.T.contiguous().T * math.sqrt(200)).least_squares
+    assert torch.equal(problem.s, problem.s.T)
+    close(problem.s, torch.eye(5, dtype=torch.float64))
+
+
 def test_gdnp_on_data_that_are_not_gaussian():
     """Breast cancer, five features: the loss goes down; the direction is not the one of least squares."""
     features, classes = load_breast_cancer(return_X_y=True)

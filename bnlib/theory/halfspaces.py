@@ -119,7 +119,8 @@ class Sample:
     @cached_property
     def least_squares(self) -> LeastSquares:
         """The problem with the sample's S and u."""
-        return LeastSquares(self.z.T @ self.z / len(self.z), self.z.mean(0))
+        s = self.z.T @ self.z / len(self.z)
+        return LeastSquares((s + s.T) / 2, self.z.mean(0))  # the product rounds differently off the diagonal
 
     @property
     def u(self) -> Tensor:

@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from bnlib import data, models
 from bnlib.norms import BatchNorm
-from bnlib.probes.spectrum import curvature, hessian_spectrum
+from bnlib.probes.spectrum import curvature, hessian_spectrum, relative_spectrum
 from bnlib.probes.state import State
 from bnlib.theory.lanczos import Spectrum, lanczos, rademacher, ritz, spectrum
 
@@ -578,3 +578,9 @@ def test_batch_norm_smooths_shallow_networks_and_sharpens_deep_ones(digits):
         assert sharpness("batch", 2, seed) < 0.5 * sharpness("none", 2, seed)
         assert sharpness("batch", 10, seed) < sharpness("none", 10, seed)
         assert sharpness("batch", 20, seed) > 3 * sharpness("none", 20, seed)
+
+
+def test_the_relative_spectrum_under_its_own_name(digits):
+    state = state_of(small("batch"), digits)
+    found = {metric: value for _, metric, value in relative_spectrum(state, steps=5, draws=1)}
+    assert found == table(state, steps=5, draws=1, relative=True)

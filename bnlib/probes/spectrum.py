@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -125,6 +125,11 @@ def hessian_spectrum(
     for metric, value in found.items():
         if math.isfinite(value):
             yield "", prefix + metric, value
+
+
+def relative_spectrum(state: State, **arguments: Any) -> Iterator[tuple[str, str, float]]:
+    """`hessian_spectrum` in relative coordinates, under a name of its own, so that a run can have both."""
+    yield from hessian_spectrum(state, relative=True, **arguments)
 
 
 def _measured(state: State, steps: int, draws: int, top: int, relative: bool, seed: int) -> dict[str, float]:

@@ -15,7 +15,11 @@ from bnlib import data
 @dataclass(frozen=True)
 class State:
     """What a probe sees: the network after `step` updates, the batch that update `step` is about to use, and
-    the loss."""
+    the loss.
+
+    `lr` is the learning rate; `hidden_lr`, where it differs, that of the hidden weights in the coming update,
+    and `hidden_decay` their weight decay (see `bnlib.training.fit`).
+    """
 
     step: int
     model: nn.Module
@@ -24,3 +28,5 @@ class State:
     lr: float
     dataset: data.Dataset
     loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = F.cross_entropy
+    hidden_lr: float | None = None
+    hidden_decay: float = 0.0

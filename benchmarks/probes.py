@@ -56,6 +56,15 @@ MEASURED: dict[str, Callable[[State], Rows]] = {
     "hessian_spectrum, one draw of ten Lanczos steps": lambda state: list(
         probes.hessian_spectrum(state, steps=10, draws=1)
     ),
+    "turning": lambda state: list(probes.turning(state)),
+    "two_modes, two batches": lambda state: list(
+        probes.two_modes(state, size=2 * len(state.x), many=len(state.x))
+    ),
+    "shifted_accuracy, one batch of one shift, two sets of statistics": lambda state: list(
+        probes.shifted_accuracy(state, {"contrast": [0.5]}, size=len(state.x), samples=[8, len(state.x)])
+    ),
+    "gammas": lambda state: list(probes.gammas(state)),
+    "weight_gradients": lambda state: list(probes.weight_gradients(state)),
     NAIVE: lambda state: naive_covariate_shift(state),
 }
 

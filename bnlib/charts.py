@@ -45,6 +45,21 @@ ARMS: dict[str, Arm] = {
     # Not the paper's: the scale is that of the centred values. The same colours, other dashes.
     "l1_centred": Arm("L1, centred", "#6978ff", (2, 2, 8, 2)),
     "linf_centred": Arm("L∞, centred", "#0087a5", (8, 3)),
+    # Batch norm's parametrisation with a step and a length of its own; never beside `bn_after_4`.
+    "gdnp": Arm("GDNP", "#00a596", (9, 2)),
+    "gdnp_printed": Arm("GDNP, h as printed", "#00a596", (3, 3, 1, 3)),
+    # Networks with skip connections: the colour of the same norm without, another dash.
+    "bn_residual": Arm("BN with skips", "#0078c3", (6, 2, 1, 2)),
+    "residual": Arm("Skips, no norm", "#d25a00", (1, 2, 6, 2)),
+    "layer": Arm("Layer norm", "#00a596", (6, 3)),  # never beside `bn_after_4` or `gdnp`
+    # The other alternatives, in colours of arms that they never stand beside.
+    "group": Arm("Group norm", "#6978ff", (5, 2)),
+    "batch_renorm": Arm("Batch renorm", "#4b4bff", (3, 1)),
+    "instance": Arm("Instance norm", "#b4875a", (2, 1)),
+    "rms": Arm("RMSNorm", "#0087a5", (7, 2, 2, 2)),
+    "weight": Arm("Weight norm", "#a54b5a", (4, 2)),
+    "skipinit": Arm("SkipInit", "#0087a5", (4, 1)),
+    "fixup": Arm("Fixup", "#b4875a", (9, 4)),
 }
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"

@@ -1,9 +1,10 @@
-"""The networks: VGG, digit CNN, MLP, deep linear net, each with the normalization as an argument.
+"""The networks: VGG, digit CNN, MLP, residual MLP, deep linear net; the normalization is an argument.
 
 A model is a plain `nn.Sequential` whose layers have readable names: `model.conv4`, `model.norm4`,
 `model.relu4`. `norm` names what follows a layer ("none" or one of `NORMS`), `where` after which layers:
 "everywhere", "nowhere" or a list of layer numbers, counted from 1. A layer whose mean is subtracted again has
-no bias: the bias would have no effect, its gradient is exactly zero.
+no bias: the bias would have no effect, its gradient is exactly zero. The norms in `OF_WEIGHTS` change the
+layer itself instead.
 
 Models come initialised (Glorot uniform, seed 0) and neither read nor change torch's global random state.
 `initialise` draws other weights; they depend on the seed and on the position and shape of each convolution or
@@ -20,7 +21,16 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+from bnlib.alternative_norms import (
+    BatchRenorm,
+    GroupNorm,
+    InstanceNorm,
+    LayerNorm,
+    RMSNorm,
+    weight_normalised,
+)
 from bnlib.lp_norms import LpNorm
 from bnlib.noise import NonStationaryNoise, StationaryNoise
 from bnlib.norms import BatchNorm
@@ -37,10 +47,17 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "l1_centred": lambda channels: LpNorm(channels, 1, centred=True),
     "l2_centred": lambda channels: LpNorm(channels, 2, centred=True),  # batch norm, written another way
     "linf_centred": lambda channels: LpNorm(channels, math.inf, centred=True),
+    "layer": LayerNorm,
+    "instance": InstanceNorm,  # for images only
+    "group": GroupNorm,
+    "rms": RMSNorm,
+    "batch_renorm": BatchRenorm,
 }
-#: the norms that do not subtract the mean, or whose scale depends on it, so that the layer before them keeps
-#: its bias
-KEEP_MEAN = {"noise", "l1", "l2", "linf"}
+#: the norms that do not subtract the channel's own mean, or whose scale depends on it, so that the layer
+#: before them keeps its bias
+KEEP_MEAN = {"noise", "l1", "l2", "linf", "layer", "group", "rms"}
+#: normalizations of a layer's weights: name -> what changes the layer; nothing follows it, its bias stays
+OF_WEIGHTS: dict[str, Callable[[nn.Module], nn.Module]] = {"weight": weight_normalised}
 
 #: channels of each 3x3 convolution; "M" is a 2x2 max pooling (Simonyan and Zisserman 2015, table 1)
 VGG: dict[str, tuple[int | str, ...]] = {
@@ -134,6 +151,58 @@ def mlp(
     return initialise(nn.Sequential(parts))
 
 
+class ResidualBlock(nn.Sequential):
+    r"""$x+a\,f(x)$, f being the block's modules in turn.
+
+    `gain` is a: None means 1, fixed; a number makes it a parameter of the block, a scalar that starts there.
+    """
+
+    def __init__(self, parts: OrderedDict[str, nn.Module], gain: float | None = None) -> None:
+        super().__init__(parts)
+        self.start = gain
+        self.gain = None if gain is None else nn.Parameter(torch.tensor(float(gain)))
+
+    def reset_gain(self) -> None:
+        """Set the gain back to where it starts."""
+        if self.gain is not None:
+            self.gain.fill_(self.start)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = super().forward(x)
+        return x + (branch if self.gain is None else self.gain * branch)
+
+
+def residual_mlp(
+    depth: int = 10,
+    width: int = 128,
+    norm: str = "none",
+    where: Where = "everywhere",
+    in_features: int = 784,
+    classes: int = 10,
+    skip_gain: float | None = None,
+) -> nn.Sequential:
+    r"""Fully connected network with skip connections: a linear stem, `depth` blocks, a linear classifier.
+
+    $$x^{k+1}=x^k+a\,W_2^k\,\operatorname{relu}(\operatorname{norm}(W_1^kx^k))$$
+
+    (N, ...) with in_features values per sample -> (N, classes).  Pre-activation: the sum passes from block to
+    block untouched, and W_2 is not followed by a norm.  `where` counts the blocks.  `skip_gain` is a: None
+    for 1, fixed; a number for a learned scalar of each block that starts there.  0 is SkipInit: the network
+    starts as its stem and classifier.  Layers are called block1.linear1, block1.linear2, ...; they have no
+    position in the model, so `blocks` lists stem and classifier only.  Raises ValueError for an unknown
+    `norm` or block number.  Sources: He et al. 2016 for the blocks; De and Smith 2020 for SkipInit.
+    """
+    places = _places(norm, where, depth)
+    parts: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    parts["stem"] = _linear(in_features, width)
+    for k in range(1, depth + 1):
+        branch = _block("linear", 1, width, width, norm, k in places, nn.ReLU())
+        branch["linear2"] = _linear(width, width)
+        parts[f"block{k}"] = ResidualBlock(OrderedDict(branch), skip_gain)
+    parts["classifier"] = _linear(width, classes)
+    return initialise(nn.Sequential(parts))
+
+
 def deep_linear(
     depth: int = 25, width: int = 10, norm: str = "none", where: Where = "everywhere"
 ) -> nn.Sequential:
@@ -150,14 +219,22 @@ def deep_linear(
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     for i in range(1, depth + 1):
         parts[f"linear{i}"] = _linear(width, width, bias=False)
-        if i in places:
+        if i in places and norm in OF_WEIGHTS:
+            OF_WEIGHTS[norm](parts[f"linear{i}"])
+        elif i in places:
             parts[f"norm{i}"] = NORMS[norm](width)
     return initialise(nn.Sequential(parts))
 
 
 def build(name: str, **settings) -> nn.Sequential:
-    """The model `name`: "vgg", "digit_cnn", "mlp" or "deep_linear", with its arguments; else ValueError."""
-    models = {"vgg": vgg, "digit_cnn": digit_cnn, "mlp": mlp, "deep_linear": deep_linear}
+    """The model `name`, a function of this module, with its arguments; ValueError if there is none."""
+    models = {
+        "vgg": vgg,
+        "digit_cnn": digit_cnn,
+        "mlp": mlp,
+        "residual_mlp": residual_mlp,
+        "deep_linear": deep_linear,
+    }
     if name not in models:
         raise ValueError(f"Unknown model {name!r}; choose one of {', '.join(models)}.")
     return models[name](**settings)
@@ -180,7 +257,8 @@ class Block(NamedTuple):
 
 
 def blocks(model: nn.Sequential) -> list[Block]:
-    """Every layer with its norm, from input to output; names as in `layers`."""
+    """Every layer with its norm, from input to output; names as in `layers`.  Those inside a residual block
+    have no position in the model and are not listed."""
     names, found = [name for name, _ in model.named_children()], []
     weighted = {name for name, _ in layers(model)}
     for position, name in enumerate(names):
@@ -214,33 +292,57 @@ def initialise(
     \text{gain}^2\cdot\frac{2}{\text{fan in}}\ \text{(He)}$$
 
     A convolution's fans count its window: fan in = in channels * kernel height * kernel width. Biases and the
-    norms' beta become 0, their scale becomes `gamma`, their running statistics as new. Noise gets the
-    strength `noise` and a random stream from `seed` and its position. Weights depend only on `seed`, on the
-    layer's position in `layers(model)` and on its shape; they are drawn in float64, so they agree across
-    dtypes and devices up to rounding. Raises ValueError for an unknown scheme.
-    Sources: Glorot and Bengio 2010; He et al. 2015.
+    norms' beta become 0, their scale becomes `gamma`, running statistics and a residual block's gain as new.
+    Noise gets the strength `noise` and a random stream from `seed` and its position. Weights depend only on
+    `seed`, on the layer's position in `layers(model)` and on its shape; they are drawn in float64, so they
+    agree across dtypes and devices up to rounding. Raises ValueError for an unknown scheme.
+
+    "fixup" is for residual networks without normalization: He normal, then each branch's first layer divided
+    by the square root of the number of blocks, its last layer and the classifier 0. So the network starts as
+    the zero function, and a step moves its output by as much as that of a shallow one. The source's extra
+    scalar biases and multipliers are left out. ValueError if there is no residual block.
+    Sources: Glorot and Bengio 2010; He et al. 2015; Zhang, Dauphin and Ma 2019, section 3 (fixup).
     """
-    if scheme not in SCHEMES:
-        raise ValueError(f"Unknown initialisation {scheme!r}; choose one of {', '.join(SCHEMES)}.")
-    distribution, variance = SCHEMES[scheme]
+    fixup = scheme == "fixup"
+    if not fixup and scheme not in SCHEMES:
+        raise ValueError(f"Unknown initialisation {scheme!r}; choose one of {', '.join(SCHEMES)}, fixup.")
+    distribution, variance = SCHEMES["he_normal" if fixup else scheme]
     for module in model.modules():
-        if getattr(module, "weight", None) is not None:
+        if isinstance(getattr(module, "weight", None), Tensor):
             module.weight.fill_(gamma)  # of the convolutions and linear layers: drawn below
         if getattr(module, "bias", None) is not None:
             module.bias.zero_()
         if hasattr(module, "reset_running_stats"):
             module.reset_running_stats()
+        if hasattr(module, "reset_gain"):
+            module.reset_gain()
     for position, (_, layer) in enumerate(layers(model)):
         window = layer.weight[0, 0].numel()
         fan_in, fan_out = layer.weight.shape[1] * window, layer.weight.shape[0] * window
         std = gain * math.sqrt(variance(fan_in, fan_out))
-        layer.weight.copy_(std * _standard(distribution, layer.weight.shape, seed, position))
+        weight = std * _standard(distribution, layer.weight.shape, seed, position)
+        if parametrize.is_parametrized(layer, "weight"):
+            layer.weight = weight.to(layer.weight)  # sets the parameters that the weight is computed from
+        else:
+            layer.weight.copy_(weight)
+    if fixup:
+        _fixup(model)
     noisy = [module for module in model.modules() if hasattr(module, "reseed")]
     for position, module in enumerate(noisy):
         module.strength = noise
         # A key of its own: the noise must not repeat the stream of the weights at the same position.
         module.reseed(int(np.random.SeedSequence((seed, position), spawn_key=(1,)).generate_state(1)[0]))
     return model
+
+
+def _fixup(model: nn.Module) -> None:
+    residual = [module for module in model.modules() if isinstance(module, ResidualBlock)]
+    if not residual:
+        raise ValueError('The initialisation "fixup" is for residual networks; this one has no block.')
+    for block in residual:
+        block.linear1.weight /= math.sqrt(len(residual))
+        block.linear2.weight.zero_()
+    model.classifier.weight.zero_()
 
 
 def _standard(distribution: str, shape: torch.Size, seed: int, position: int) -> Tensor:
@@ -254,8 +356,8 @@ def _standard(distribution: str, shape: torch.Size, seed: int, position: int) ->
 
 def _places(norm: str, where: Where, count: int) -> set[int]:
     """The numbers of the layers that a normalization follows."""
-    if norm != "none" and norm not in NORMS:
-        raise ValueError(f"Unknown norm {norm!r}; choose one of none, {', '.join(NORMS)}.")
+    if norm not in ("none", *NORMS, *OF_WEIGHTS):
+        raise ValueError(f"Unknown norm {norm!r}; choose one of none, {', '.join((*NORMS, *OF_WEIGHTS))}.")
     if isinstance(where, str) and where not in ("everywhere", "nowhere"):
         raise ValueError(f'where must be "everywhere", "nowhere" or a list of layer numbers, not {where!r}.')
     if where == "everywhere":
@@ -272,8 +374,10 @@ def _block(
 ) -> dict[str, nn.Module]:
     """Layer number i with its [norm] and activation, named."""
     make = _conv if kind == "conv" else _linear
-    block = {f"{kind}{i}": make(fan_in, out, bias=not normalised or norm in KEEP_MEAN)}
-    if normalised:
+    of_weights = normalised and norm in OF_WEIGHTS
+    layer = make(fan_in, out, bias=not normalised or of_weights or norm in KEEP_MEAN)
+    block = {f"{kind}{i}": OF_WEIGHTS[norm](layer) if of_weights else layer}
+    if normalised and not of_weights:
         block[f"norm{i}"] = NORMS[norm](out)
     return block | {f"relu{i}": activation}
 

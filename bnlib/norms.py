@@ -227,6 +227,47 @@ def fold(layer: nn.Linear | nn.Conv2d, bn: BatchNorm) -> nn.Linear | nn.Conv2d:
     return folded.train(layer.training)
 
 
+@torch.no_grad()
+def re_estimate(model: nn.Module, x: Tensor, batch_size: int | None = None) -> nn.Module:
+    r"""Replace the running statistics of every `BatchNorm` in `model` by those of the inputs `x`; in place.
+
+    With K batches of `batch_size` (None: all of x at once) and $\mu_k$, $\sigma_k^2$ the mean and the biased
+    variance of batch k, of m values, where the layer stands in the network,
+
+    $$\text{running\_mean}=\frac1K\sum_k\mu_k,\qquad
+    \text{running\_var}=\frac1K\sum_k\frac m{m-1}\sigma_k^2 .$$
+
+    The model is in training mode meanwhile, so that every layer sees what the layers before it make with
+    the statistics of the same batch.  A rest smaller than a batch is left out.  Labels are not needed, and
+    weights, gamma, beta, modes and `momentum` stay as they are.  Returns the model.  Raises ValueError if it
+    has no BatchNorm, or for fewer inputs than one batch.  Sources: Li et al. 2017 for new data; Ioffe and
+    Szegedy 2015, algorithm 2, for the training data.
+    """
+    normalised = [module for module in model.modules() if isinstance(module, BatchNorm)]
+    size = len(x) if batch_size is None else batch_size
+    if not normalised:
+        raise ValueError("This model has no BatchNorm, and so no running statistics to estimate.")
+    if not 1 <= size <= len(x):
+        raise ValueError(
+            f"{len(x)} inputs do not fill a batch of {size}; give more, or a smaller batch_size."
+        )
+    modes = [(module, module.training) for module in model.modules()]
+    momenta = [module.momentum for module in normalised]
+    try:
+        for module in normalised:
+            module.reset_running_stats()
+            module.momentum = None  # the plain average over the batches
+        model.train()
+        for batch in x[: len(x) - len(x) % size].split(size):
+            model(batch)
+    finally:
+        for module, momentum in zip(normalised, momenta, strict=True):
+            module.momentum = momentum
+        for module, mode in modes:
+            module.training = mode
+    return model
+
+
 def zca_whiten(x: Tensor, eps: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
     r"""Whiten `x` of shape (N, D) and stay as close to it as possible; returns (x_white, W, mean).
 

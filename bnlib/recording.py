@@ -22,16 +22,21 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from bnlib import data, identities, records, surfaces, training
+from bnlib import data, directions, identities, invariances, records, signal_propagation, surfaces, training
 from bnlib.experiments import find
 from bnlib.records import Record, RecordError, Row
 from bnlib.specs import Experiment, Run, canonical
+from bnlib.theory.wide_networks import run_rank_collapse
 
 # What a run's `task` names: a function of (settings, seed, device, tick) that returns rows.
 TASKS: dict[str, Callable[..., list[Row]]] = {
     "train": training.run,
     "identities": identities.run,
     "surfaces": surfaces.run,
+    "directions": directions.run,
+    "invariances": invariances.run,
+    "random_network": signal_propagation.run,
+    "rank_collapse": run_rank_collapse,
 }
 
 

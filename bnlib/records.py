@@ -40,8 +40,8 @@ FORMAT = "bnlib-record"
 VERSION = 2
 # Everything whose code can change a result; its hash is part of the provenance.
 COMPUTE_SOURCES = (
-    *("data", "norms", "lp_norms", "noise", "models", "theory"),
-    *("probes", "training", "identities", "surfaces"),
+    *("data", "norms", "lp_norms", "alternative_norms", "noise", "models", "theory"),
+    *("probes", "training", "identities", "invariances", "directions", "surfaces"),
 )
 Row = tuple[int, str, str, float]  # step, layer, metric, value
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -49,10 +49,16 @@ def run(
     if settings["network"] not in ("plain", "residual"):
         raise ValueError(f'network must be "plain" or "residual", not {settings["network"]!r}.')
     plain = settings["network"] == "plain"
-    activation, batch = ACTIVATIONS[settings["activation"]], settings["batch_size"]
-    variance = settings["weight_variance"]
     make = wide_networks.plain_network if plain else wide_networks.residual_network
-    layers = make(settings["depth"], settings["width"], batch, activation, settings["norm"], seed, variance)
+    layers = make(
+        settings["depth"],
+        settings["width"],
+        settings["batch_size"],
+        ACTIVATIONS[settings["activation"]],
+        settings["norm"],
+        seed,
+        settings["weight_variance"],
+    )
     rows: list[Row] = []
     for k, (gradient, spread) in enumerate(
         zip(layers.gradient.tolist(), layers.variance.tolist(), strict=True)
@@ -65,25 +71,45 @@ def run(
         measured = {"growth": (layers.gradient[0] / layers.gradient[-1]).item()}
         if settings["norm"] == "batch":
             measured["exponent"] = wide_networks.measured_exponent(layers).item()
-    measured |= _predicted(settings, activation, batch, variance)
+    measured |= _predicted(settings)
     tick(1)
     return rows + [(0, "", metric, value) for metric, value in measured.items()]
 
 
-def _predicted(
-    settings: Mapping[str, Any], activation: Activation, batch: int, variance: float
-) -> dict[str, float]:
-    if settings["norm"] == "batch":
-        rate = mean_field.growth_rate(activation, batch)
-        start = mean_field.residual_start(activation, batch, variance)
-    elif settings["norm"] == "layer":
-        rate = mean_field.layer_norm_growth_rate(activation)
-        start = 1 / (variance * mean_field.moments(activation).square)
+class Prediction(NamedTuple):
+    """What infinite width predicts: the `rate` per layer, and the `start` of residual networks."""
+
+    norm: str  # "batch" or "layer"
+    activation: str
+    batch_size: float
+    rate: float
+    start: float
+
+
+def predict(norm: str, activation: str, batch_size: float, weight_variance: float = 2.0) -> Prediction:
+    r"""The factor $\lambda$ and the $k_0$ of `mean_field.residual_growth`, with one of the norms "batch" and
+    "layer".
+
+    With layer normalization the batch plays no role.  `batch_size` may be math.inf.  Raises ValueError as
+    `mean_field.moments`, KeyError for an unknown activation.
+    """
+    phi = ACTIVATIONS[activation]
+    if norm == "batch":
+        rate = mean_field.growth_rate(phi, batch_size)
+        start = mean_field.residual_start(phi, batch_size, weight_variance)
     else:
+        rate = mean_field.layer_norm_growth_rate(phi)
+        start = 1 / (weight_variance * mean_field.moments(phi).square)
+    return Prediction(norm, activation, batch_size, rate, start)
+
+
+def _predicted(settings: Mapping[str, Any]) -> dict[str, float]:
+    if settings["norm"] not in ("batch", "layer"):
         return {}
+    names = ("norm", "activation", "batch_size", "weight_variance")
+    found = predict(*(settings[name] for name in names))
     if settings["network"] == "plain":
-        return {"predicted_rate": rate}
-    growth = mean_field.residual_growth(rate, settings["depth"], start)
-    return {"predicted_growth": growth} | (
-        {"predicted_exponent": rate} if settings["norm"] == "batch" else {}
-    )
+        return {"predicted_rate": found.rate}
+    growth = mean_field.residual_growth(found.rate, settings["depth"], found.start)
+    exponent = {"predicted_exponent": found.rate} if settings["norm"] == "batch" else {}
+    return {"predicted_growth": growth} | exponent

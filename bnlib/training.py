@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,9 @@ from bnlib.records import Row
 #: name -> loss of (output, target), a scalar
 LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "cross_entropy": F.cross_entropy,  # mean over the batch, nats
+    "squared_classes": lambda output, y: (  # against 1 for the class and 0 for the others
+        (output - F.one_hot(y, output.shape[1])).square().sum() / (2 * len(y))
+    ),
     "squared_sum": lambda output, y: (output - y).square().sum(),
     "squared_mean": lambda output, y: (output - y).square().sum() / len(y),
 }
@@ -36,6 +39,9 @@ OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
         parameters, lr, betas=(momentum, 0.999), weight_decay=decay
     ),
 }
+
+#: what `weight_decay` applies to, and how; see `fit`
+DECAYS = ("all", "hidden", "as_rates")
 
 FLUSH = 25  # steps between looks at the losses: a look waits for the device
 
@@ -61,9 +67,12 @@ def fit(
     seed: int,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
+    decayed: str = "all",
+    hidden_lr: float | None = None,
     optimiser: str = "sgd",
     loss: str = "cross_entropy",
     loss_every: int = 1,
+    train_only: str = "everything",
     plugged: Iterable[Probe] = (),
     tick: Callable[[int], None] = lambda steps: None,
 ) -> list[Row]:
@@ -74,9 +83,18 @@ def fit(
     as the data it is gradient descent.  `optimiser="adam"` is Adam (Kingma and Ba 2015) with beta_1 =
     momentum, beta_2 = 0.999.
 
+    The hidden weights (`hidden_weights`) may be treated apart: `hidden_lr` is their learning rate, None
+    meaning `lr`; `decayed="hidden"` is weight decay of theirs alone.  `decayed="as_rates"` does without decay
+    and lets their learning rate grow instead as lr (1 - lr weight_decay)^-(2t+1): the same training, where
+    batch norm follows them (see `bnlib.theory.scale_invariance`).  It is for plain SGD; else ValueError.
+
+    `train_only` names what is trained (`trained_entries`); the rest stays as it is, bit for bit, and needs no
+    gradient from then on.
+
     Rows: `train_loss` (nats for the cross-entropy, mean over each `loss_every` steps, at the first of them,
     each loss before its update), whatever the probes measure (also once at the end, at step `steps`), and, if
     a loss is not finite, `diverged_at` with the step: training stops there and what came before is kept.
+    Where not everything is trained, `trained_parameters` says how many numbers are.
     `tick(n)` is told of every n steps done.
     """
     if loss not in LOSSES:
@@ -84,12 +102,23 @@ def fit(
     if optimiser not in OPTIMISERS:
         raise ValueError(f"Unknown optimiser {optimiser!r}; choose one of {', '.join(OPTIMISERS)}.")
     objective = LOSSES[loss]
-    stepper = OPTIMISERS[optimiser](model.parameters(), lr, weight_decay, momentum)
+    groups, rate_at = _groups(model, lr, hidden_lr, weight_decay, decayed)
+    if decayed == "as_rates" and (momentum or optimiser != "sgd"):
+        raise ValueError("Weight decay is a growing rate for plain SGD only: leave out momentum and Adam.")
+    stepper = OPTIMISERS[optimiser](groups, lr, 0.0, momentum)
+    entries = {} if train_only == "everything" else trained_entries(model, train_only, seed)
+    for name, parameter in model.named_parameters() if entries else ():
+        parameter.requires_grad_(name in entries)  # the optimiser leaves alone what has no gradient
+    partly = [(model.get_parameter(name), chosen) for name, chosen in entries.items() if not chosen.all()]
+    frozen = [(parameter, ~chosen, parameter.detach().clone()) for parameter, chosen in partly]
     device = dataset.x_train.device
     stream = data.batches(len(dataset.x_train), batch_size, seed, device=device)
     plugged = tuple(plugged)
     losses = torch.full((steps,), math.nan, device=device)
     rows: list[Row] = []
+    if entries:
+        count = sum(int(chosen.sum()) for chosen in entries.values())
+        rows.append((0, "", "trained_parameters", float(count)))
     model.train()
 
     def diverged(until: int) -> int | None:
@@ -106,14 +135,19 @@ def fit(
         indices = next(stream)
         x, y = dataset.x_train[indices], dataset.y_train[indices]
         if due:
-            state = State(step, model, x, y, lr, dataset, objective)
+            decay = stepper.param_groups[0]["weight_decay"]
+            state = State(step, model, x, y, lr, dataset, objective, rate_at(step), decay)
             rows += [(step, *measured) for probe in due for measured in probe.measure(state)]
         if step == steps:
             break
         value = objective(model(x), y)
         stepper.zero_grad(set_to_none=True)
         value.backward()
+        stepper.param_groups[0]["lr"] = rate_at(step)
         stepper.step()
+        with torch.no_grad():
+            for parameter, mask, start in frozen:
+                parameter[mask] = start[mask]
         losses[step] = value.detach()
         tick(1)
 
@@ -126,6 +160,77 @@ def fit(
     return rows
 
 
+def hidden_weights(model: nn.Module) -> list[nn.Parameter]:
+    """The weights of every convolution and linear layer but the last, from input to output."""
+    return [layer.weight for _, layer in models.layers(model)][:-1]
+
+
+def _groups(
+    model: nn.Module, lr: float, hidden_lr: float | None, weight_decay: float, decayed: str
+) -> tuple[list[dict[str, Any]], Callable[[int], float]]:
+    """The optimiser's parameter groups, and the learning rate of the first at each step."""
+    if decayed not in DECAYS:
+        raise ValueError(f"Unknown decayed {decayed!r}; choose one of {', '.join(DECAYS)}.")
+    if hidden_lr is None and decayed == "all":
+        return [{"params": list(model.parameters()), "weight_decay": weight_decay}], lambda step: lr
+    hidden, first = hidden_weights(model), lr if hidden_lr is None else hidden_lr
+    inside = {id(weight) for weight in hidden}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in inside]
+    growth = (1 - first * weight_decay) ** -2 if decayed == "as_rates" else 1.0
+    start = first * math.sqrt(growth)
+    groups = [
+        {"params": hidden, "weight_decay": 0.0 if decayed == "as_rates" else weight_decay},
+        {"params": others, "weight_decay": weight_decay if decayed == "all" else 0.0},
+    ]
+    return groups, lambda step: start * growth**step
+
+
+def trained_entries(model: nn.Module, train_only: str, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Which numbers are trained: parameter name -> boolean mask of its shape; a parameter none of whose
+    entries is trained is left out.
+
+    `train_only` is one of
+
+    - "everything";
+    - "gamma_beta": all gammas and betas; "gamma_beta_readout": these and the last layer;
+    - "readout": the last layer, its weights and bias;
+    - "random_weights": of every layer that a norm follows, two weights of each output channel, drawn with
+      `seed`: as many as there are gammas and betas, and as many in each layer.
+
+    Raises ValueError for another word, and if nothing is left to train.  Source: Frankle, Schwab and Morcos
+    2021.
+    """
+    parameters, layers = dict(model.named_parameters()), models.layers(model)
+    of_layers = {f"{name}.{part}" for name, layer in layers for part, _ in layer.named_parameters()}
+    of_readout = {name for name in of_layers if name.startswith(f"{layers[-1][0]}.")}
+    others = set(parameters) - of_layers
+    whole = {
+        "everything": set(parameters),
+        "gamma_beta": others,
+        "gamma_beta_readout": others | of_readout,
+        "readout": of_readout,
+        "random_weights": set(),
+    }
+    if train_only not in whole:
+        raise ValueError(f"Unknown train_only {train_only!r}; choose one of {', '.join(whole)}.")
+    chosen = {
+        name: torch.ones_like(parameter, dtype=torch.bool)
+        for name, parameter in parameters.items()
+        if name in whole[train_only]
+    }
+    if train_only == "random_weights":
+        generator = torch.Generator().manual_seed(seed)
+        for block in models.blocks(model):
+            if block.end - block.start == 2:
+                weight = parameters[f"{block.layer}.weight"]
+                order = torch.rand(weight.flatten(1).shape, generator=generator).argsort(1)
+                two = (order < 2).view(weight.shape)
+                chosen[f"{block.layer}.weight"] = two.to(weight.device)
+    if not chosen:
+        raise ValueError(f"Nothing of this model is left to train with train_only={train_only!r}.")
+    return chosen
+
+
 def run(
     settings: Mapping[str, Any],
     *,
@@ -135,9 +240,10 @@ def run(
 ) -> list[Row]:
     """Build what `settings` declares, train it, and return the rows.
 
-    Settings: `dataset` (a name for `data.load`, or the arguments of `data.linear_map`), `model` (arguments of
-    `bnlib.models.build`, with its `name`), `norm`, `where`, `init`, `gain`, `gamma`, `noise` (see
-    `models.initialise`), `eval_every`, `probes` (name in `bnlib.probes.PROBES` -> `every` and the probe's
+    Settings: `dataset` (a name for `data.load`, or the arguments of `data.linear_map`), `images` (train on
+    the first so many alone), `model` (arguments of `bnlib.models.build`, with its `name`), `norm`, `where`,
+    `init`, `gain`, `gamma`, `noise` (see `models.initialise`), `hidden_gain` (another factor on the hidden
+    weights alone), `eval_every`, `probes` (name in `bnlib.probes.PROBES` -> `every` and the probe's
     arguments), `dtype` and the keyword arguments of `fit`.
     """
     model, dataset, rest = prepare(settings, seed=seed, device=device)
@@ -160,10 +266,17 @@ def prepare(
     rest = dict(settings)
     dtype = getattr(torch, rest.pop("dtype", "float32"))
     dataset = _dataset(rest.pop("dataset"), seed, device, dtype)
+    if (images := rest.pop("images", None)) is not None:
+        dataset = replace(dataset, x_train=dataset.x_train[:images], y_train=dataset.y_train[:images])
     architecture = {**rest.pop("model"), "norm": rest.pop("norm"), "where": rest.pop("where")}
     model = models.build(**architecture, **_input_arguments(architecture["name"], dataset))
     names = ("gain", "gamma", "noise")
     models.initialise(model, rest.pop("init"), seed=seed, **{n: rest.pop(n) for n in names if n in rest})
+    if "hidden_gain" in rest:
+        gain = rest.pop("hidden_gain")
+        with torch.no_grad():
+            for weight in hidden_weights(model):
+                weight *= gain
     return model.to(device=device, dtype=dtype, memory_format=torch.channels_last), dataset, rest
 
 
@@ -182,5 +295,6 @@ def _input_arguments(model: str, dataset: data.Dataset) -> dict[str, int]:
         "vgg": {"in_channels": channels},
         "digit_cnn": {"in_channels": channels, "size": height},
         "mlp": {"in_features": channels * height * width},
+        "residual_mlp": {"in_features": channels * height * width},
     }
     return {**sizes[model], "classes": dataset.classes}

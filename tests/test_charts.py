@@ -58,6 +58,18 @@ def test_colours_stay_apart_in_colour_blind_eyes(vision):
         "stationary_bn": "noisy_bn",
         "l1_centred": "l1",
         "linf_centred": "linf",
+        "bn_residual": "bn",
+        "residual": "standard",
+        "layer": "bn_after_4",
+        "group": "l1",
+        "batch_renorm": "noisy_bn",
+        "instance": "l2",
+        "rms": "linf",
+        "weight": "noisy_standard",
+        "skipinit": "linf",
+        "fixup": "l2",
+        "gdnp": "bn_after_4",
+        "gdnp_printed": "bn_after_4",
     }
     for variant, original in variants.items():
         assert charts.ARMS[variant].colour == charts.ARMS[original].colour

@@ -76,6 +76,14 @@ def test_what_is_predicted_with_layer_norm_and_without_a_norm():
     assert not [metric for _, metric in _values(norm="none") if metric.startswith("predicted")]
 
 
+def test_predictions_are_the_theorys():
+    found = signal_propagation.predict("batch", "relu", 128)
+    assert found.rate == pytest.approx(mean_field.relu_growth_rate(128))
+    assert found.start == pytest.approx(mean_field.residual_start(torch.relu, 128))
+    layer = signal_propagation.predict("layer", "relu", math.inf)
+    assert (layer.rate, layer.start) == pytest.approx((1, 1)), "the factor of K blocks is K + 1"
+
+
 @pytest.mark.parametrize(("name", "value"), [("activation", "cube"), ("network", "dense"), ("norm", "group")])
 def test_unknown_networks_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{value}"):

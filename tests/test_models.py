@@ -10,7 +10,19 @@ from torch import nn
 from torchvision.models.vgg import cfgs, make_layers
 
 from bnlib import models
-from bnlib.models import KEEP_MEAN, NORMS, blocks, build, deep_linear, digit_cnn, initialise, layers, mlp, vgg
+from bnlib.models import (
+    KEEP_MEAN,
+    NORMS,
+    blocks,
+    build,
+    deep_linear,
+    digit_cnn,
+    initialise,
+    layers,
+    mlp,
+    residual_mlp,
+    vgg,
+)
 from bnlib.norms import BatchNorm
 
 ARMS = {
@@ -19,6 +31,19 @@ ARMS = {
     "mlp": ({"depth": 3, "width": 20}, (2, 1, 28, 28), 3),
     "deep_linear": ({}, (2, 10), 24),
 }
+#: also the networks whose norms stand inside blocks
+ALL_ARMS = ARMS | {
+    "residual_mlp": ({"depth": 3, "width": 20}, (2, 1, 28, 28), 3),
+    "skip_init": ({"depth": 3, "width": 20, "skip_gain": 0.0}, (2, 1, 28, 28), 3),
+}
+
+
+def make(name, **arguments):
+    return build("residual_mlp" if name == "skip_init" else name, **arguments)
+
+
+#: the models whose activations are images
+IMAGES = {"vgg", "digit_cnn"}
 
 
 def norms_of(model):
@@ -44,12 +69,16 @@ def test_vgg_width_scales_the_channels():
     assert vgg(width=1e-6).conv8.out_channels == 1
 
 
-@pytest.mark.parametrize("name", ARMS)
+@pytest.mark.parametrize("name", ALL_ARMS)
 @pytest.mark.parametrize("norm", ["none", *NORMS])
 def test_shapes(name, norm):
-    arguments, shape, _ = ARMS[name]
-    model = build(name, norm=norm, **arguments)
+    arguments, shape, _ = ALL_ARMS[name]
+    model = make(name, norm=norm, **arguments)
     assert isinstance(model, nn.Sequential)
+    if norm == "instance" and name not in IMAGES:
+        with pytest.raises(ValueError, match="nothing is left"):
+            model(torch.zeros(shape))
+        return
     y = model(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
     assert y.shape == (2, 10)
     y.sum().backward()
@@ -143,6 +172,56 @@ def test_deep_linear_leaves_its_output_free_unless_told():
     torch.testing.assert_close(model(x), x @ product.T, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("skip_gain", [None, 0.5])
+def test_residual_blocks_add_what_they_compute(norm, skip_gain):
+    """The network written out, with torch's own batch norm."""
+    arguments = {"depth": 2, "width": 6, "in_features": 4, "classes": 3, "skip_gain": skip_gain}
+    model = initialise(residual_mlp(norm=norm, **arguments), "he_normal", seed=2).double()
+    weights = dict(layers(model))
+    assert list(weights) == [
+        "stem",
+        *(f"block{k}.linear{i}" for k in (1, 2) for i in (1, 2)),
+        "classifier",
+    ]
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1)  # so that biases and the norms' parameters count
+    x = torch.randn(8, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    h = weights["stem"](x.flatten(1))
+    for block in (model.block1, model.block2):
+        inner = block.linear1(h)
+        if norm == "batch":
+            inner = nn.functional.batch_norm(inner, None, None, block.norm1.weight, block.norm1.bias, True)
+        h = h + (1.0 if skip_gain is None else 0.6) * block.linear2(torch.relu(inner))
+    torch.testing.assert_close(model(x), weights["classifier"](h), rtol=1e-12, atol=1e-12)
+
+
+def test_skip_init_starts_as_a_linear_classifier_and_learns_its_gains():
+    model = initialise(residual_mlp(5, 8, in_features=4, skip_gain=0.0), "he_normal", seed=1)
+    x = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model(x), model.classifier(model.stem(x)))
+    model(x).square().sum().backward()
+    assert model.block3.gain.grad != 0
+    assert (model.block3.linear2.weight.grad == 0).all()
+    with torch.no_grad():
+        model.block3.gain.add_(2)
+    assert initialise(model).block3.gain == 0
+    assert not any("gain" in name for name, _ in residual_mlp(5, 8, in_features=4).named_parameters())
+
+
+def test_norms_stand_in_the_blocks_that_are_named():
+    model = residual_mlp(4, 8, norm="batch", where=[2, 4])
+    assert [n for n, m in model.named_modules() if isinstance(m, BatchNorm)] == [
+        "block2.norm1",
+        "block4.norm1",
+    ]
+    assert model.block1.linear1.bias is not None and model.block2.linear1.bias is None
+    assert [block.layer for block in blocks(model)] == ["stem", "classifier"]
+    with pytest.raises(ValueError, match="between 1 and 4"):
+        residual_mlp(4, 8, norm="batch", where=[5])
+
+
 @pytest.mark.parametrize("where", [[0], [9], [-1], [1, 12]])
 def test_unknown_layer_numbers_name_the_valid_range(where):
     with pytest.raises(ValueError, match="between 1 and 8"):
@@ -152,9 +231,9 @@ def test_unknown_layer_numbers_name_the_valid_range(where):
 def test_unknown_names_raise():
     for call, message in [
         (lambda: vgg(norm="batch", where="first"), '"everywhere", "nowhere" or a list'),
-        (lambda: mlp(norm="layer"), "'layer'; choose one of none, batch"),
+        (lambda: mlp(norm="layers"), "'layers'; choose one of none, batch"),
         (lambda: vgg("E"), "choose one of A, D"),
-        (lambda: build("resnet"), "choose one of vgg, digit_cnn, mlp, deep_linear"),
+        (lambda: build("resnet"), "choose one of vgg, digit_cnn, mlp, residual_mlp, deep_linear"),
         (lambda: initialise(mlp(), "zeros"), "choose one of glorot_uniform"),
         (lambda: digit_cnn(size=3), "at least 4"),
     ]:
@@ -163,17 +242,17 @@ def test_unknown_names_raise():
 
 
 def test_a_new_norm_needs_one_line(monkeypatch):
-    monkeypatch.setitem(models.NORMS, "group", lambda channels: nn.GroupNorm(2, channels))
-    assert isinstance(digit_cnn(norm="group").norm2, nn.GroupNorm)
+    monkeypatch.setitem(models.NORMS, "new", lambda channels: nn.GroupNorm(2, channels))
+    assert isinstance(digit_cnn(norm="new").norm2, nn.GroupNorm)
 
 
-@pytest.mark.parametrize("name", ARMS)
+@pytest.mark.parametrize("name", ALL_ARMS)
 @pytest.mark.parametrize("scheme", models.SCHEMES)
 def test_all_arms_start_from_the_same_weights(name, scheme):
-    arguments, _, _ = ARMS[name]
+    arguments, _, _ = ALL_ARMS[name]
     arms = [("none", "everywhere"), ("batch", [2]), *((norm, "everywhere") for norm in NORMS)]
     standard, *others = [
-        initialise(build(name, norm=norm, where=where, **arguments), scheme, seed=3) for norm, where in arms
+        initialise(make(name, norm=norm, where=where, **arguments), scheme, seed=3) for norm, where in arms
     ]
     for other in others:
         for (a, ours), (b, theirs) in zip(layers(standard), layers(other), strict=True):
@@ -200,8 +279,8 @@ def test_initialise_depends_on_seed_and_position_only():
 
 def test_global_random_state_is_left_alone():
     before = torch.get_rng_state()
-    for name, (arguments, _, _) in ARMS.items():
-        initialise(build(name, norm="batch", **arguments), seed=1)
+    for name, (arguments, _, _) in ALL_ARMS.items():
+        initialise(make(name, norm="batch", **arguments), seed=1)
     assert torch.equal(torch.get_rng_state(), before)
 
 

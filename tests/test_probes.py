@@ -19,8 +19,11 @@ from torch import nn
 from bnlib import data, models, probes, training
 from bnlib.probes.activations import LEVELS, activations
 
-#: one of each kind: the l_p norms differ in their scale only
-NORMS = ["none", *(name for name in models.NORMS if name == "linf" or not name.startswith("l"))]
+#: one of each kind: the l_p norms differ in their scale only, those over one sample's values in which values
+NORMS = [
+    "none",
+    *(n for n in models.NORMS if n in ("linf", "group") or not n.startswith(("l", "instance", "rms"))),
+]
 #: what has nothing to measure in a network without batch norm
 OF_BATCH_NORM = {"batch_norm_terms", "one_layer_pairs", "curvature_terms"}
 #: every probe, with arguments that keep it small
@@ -41,6 +44,12 @@ PROBES: dict[str, dict] = {
     "one_layer_pairs": {"size": 24},
     "curvature_terms": {"channels": 1, "size": 24},
     "hessian_spectrum": {"steps": 3, "draws": 1, "between": [1.0]},
+    "relative_spectrum": {"steps": 3, "draws": 1},
+    "turning": {},
+    "two_modes": {"size": 64, "many": 32},
+    "shifted_accuracy": {"shifts": {"contrast": [0.5], "noise": [1.0]}, "size": 32, "samples": [8, 16]},
+    "gammas": {},
+    "weight_gradients": {},
     "evaluation": {"chunk": 200},
 }
 EXACT = {"rtol": 0, "atol": 1e-10}
@@ -126,7 +135,10 @@ def test_a_probe_leaves_no_trace(name, norm, digits):
     model = _used(norm, digits)
     before = _everything(model)
     first = _measure(name, _state(model, digits))
-    assert bool(first) == (name not in OF_BATCH_NORM or "batch" in norm)
+    nothing = set() if norm.endswith("batch") else OF_BATCH_NORM
+    if norm in ("none", "noise"):
+        nothing = nothing | {"gammas"}
+    assert bool(first) == (name not in nothing)
     assert _same(_everything(model), before)
     assert _measure(name, _state(model, digits)) == first, "measured twice, the same"
 
@@ -167,7 +179,7 @@ def test_a_probe_that_breaks_off_leaves_no_trace_either(name, norm, digits):
             assert _same(_everything(model), before)
         else:
             raise AssertionError("more passes than this test looks at")
-    assert broken >= 2 or (name in OF_BATCH_NORM and "batch" not in norm)
+    assert broken >= 2 or name == "gammas" or (name in OF_BATCH_NORM and not norm.endswith("batch"))
 
 
 @pytest.mark.parametrize("norm", NORMS)

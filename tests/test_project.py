@@ -132,8 +132,9 @@ def test_citation_has_what_the_format_requires():
 BOTH = {"specs", "records"}
 DISPLAY = {"experiments", "claims", "charts", "explorables", "widgets", "lab_images", "notebook"}
 COMPUTE = {
-    *("data", "norms", "lp_norms", "noise", "models", "theory"),
-    *("probes", "training", "identities", "surfaces", "recording"),
+    *("data", "norms", "lp_norms", "alternative_norms", "noise", "models", "theory"),
+    *("probes", "training", "identities", "invariances", "directions", "signal_propagation"),
+    *("surfaces", "recording"),
 }
 ENTRANCE = {"__init__", "__main__"}
 # The one crossing: recording runs the experiments that the display side declares.

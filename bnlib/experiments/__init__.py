@@ -8,19 +8,39 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from bnlib.experiments import (
+    alternatives,
+    batches,
+    directions,
     distributions,
     effect,
+    explosion,
     gradients,
     landscape,
     lp,
     mechanics,
     noise,
     one_layer,
+    scale,
     surfaces,
 )
 from bnlib.specs import Claim, Experiment
 
-MODULES = (mechanics, effect, distributions, noise, gradients, surfaces, landscape, lp, one_layer)
+MODULES = (
+    mechanics,
+    effect,
+    distributions,
+    noise,
+    gradients,
+    surfaces,
+    landscape,
+    lp,
+    one_layer,
+    explosion,
+    directions,
+    scale,
+    batches,
+    alternatives,
+)
 
 EXPERIMENTS: dict[str, Experiment] = {item.name: item for module in MODULES for item in module.EXPERIMENTS}
 CLAIMS: dict[str, Claim] = {item.id: item for module in MODULES for item in module.CLAIMS}

@@ -18,8 +18,11 @@ from bnlib.probes.pairs import one_layer_pairs
 from bnlib.probes.scales import lp_scales
 from bnlib.probes.shift import covariate_shift, matched_covariate_shift
 from bnlib.probes.slices import random_slice
-from bnlib.probes.spectrum import hessian_spectrum
+from bnlib.probes.spectrum import hessian_spectrum, relative_spectrum
+from bnlib.probes.statistics import gammas, shifted_accuracy, two_modes
 from bnlib.probes.tracing import evaluating, no_trace
+from bnlib.probes.turning import turning
+from bnlib.probes.weight_gradients import weight_gradients
 
 #: what a declared run can name; `evaluation` is declared by its own setting, `eval_every`
 PROBES = {
@@ -41,6 +44,12 @@ PROBES = {
         one_layer_pairs,
         curvature_terms,
         hessian_spectrum,
+        relative_spectrum,
+        weight_gradients,
+        two_modes,
+        shifted_accuracy,
+        gammas,
+        turning,
     )
 }
 

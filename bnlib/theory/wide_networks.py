@@ -7,7 +7,8 @@ torch's global random state is neither read nor changed.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -141,6 +142,29 @@ def rank_collapse(depth: int, width: int, batch: int, normalised: bool = True, s
         h = h / (h.square().mean(0).sqrt() if normalised else h.square().mean().sqrt())
         ranks.append(soft_rank(h))
     return torch.stack(ranks)
+
+
+def run_rank_collapse(
+    settings: Mapping[str, Any],
+    *,
+    seed: int,
+    device: str = "cpu",
+    tick: Callable[[int], None] = lambda steps: None,
+) -> list[tuple[int, str, str, float]]:
+    """The soft rank by depth as rows (step, layer, metric, value), the step being the number of layers.
+
+    Settings: `depth`, `width`, `batch`, `norm` ("batch_uncentred" or "none"), `every` (layers between rows;
+    the first and the last are always there).  Always on the CPU.  Raises ValueError for another `norm`.
+    """
+    kinds = {"batch_uncentred": True, "none": False}
+    if settings["norm"] not in kinds:
+        raise ValueError(f"norm must be one of {', '.join(kinds)}, not {settings['norm']!r}.")
+    depth, every = settings["depth"], settings["every"]
+    normalised = kinds[settings["norm"]]
+    ranks = rank_collapse(depth, settings["width"], settings["batch"], normalised, seed).tolist()
+    tick(1)
+    shown = sorted({1, *range(every, depth + 1, every), depth})
+    return [(layer, "", "soft_rank", ranks[layer - 1]) for layer in shown]
 
 
 def _normal(random: torch.Generator, *shape: int) -> Tensor:

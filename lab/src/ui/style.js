@@ -48,7 +48,8 @@ export const STYLE = `
 .bnlab th:first-child { text-align: left; }
 .bnlab th { font-size: 0.9rem; }
 .bnlab tbody th { font-weight: 600; }
-.bnlab th small { display: block; font-weight: normal; }
+.bnlab th small { display: block; font-size: 0.8em; font-weight: normal; }
+.bnlab tbody tr:last-child td { overflow-wrap: anywhere; }
 .bnlab caption { text-align: left; caption-side: top; color: inherit; font-weight: 600; }
 .bnlab-pad { width: 192px; height: 192px; touch-action: none; cursor: crosshair; border: 1px solid var(--line);
   image-rendering: pixelated; }
@@ -62,8 +63,7 @@ export const STYLE = `
 .bnlab-bar { width: 100%; }
 .bnlab-look { display: flex; flex-wrap: wrap; gap: 0.6rem 1.2rem; align-items: start; }
 @container (max-width: 600px) {
-  .bnlab th, .bnlab td { padding: 0.3rem 0.2rem; font-size: 0.75rem; }
-  .bnlab tbody th { width: 30%; }
+  .bnlab th, .bnlab td { padding: 0.3rem 0.2rem; font-size: 0.72rem; }
   .bnlab-field { min-height: 44px; }
   .bnlab input[type], .bnlab select, .bnlab button, .bnlab summary { min-height: 44px; }
 }

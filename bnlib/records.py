@@ -41,7 +41,7 @@ VERSION = 2
 # Everything whose code can change a result; its hash is part of the provenance.
 COMPUTE_SOURCES = (
     *("data", "norms", "lp_norms", "alternative_norms", "noise", "models", "theory"),
-    *("probes", "training", "identities", "invariances", "directions", "surfaces"),
+    *("probes", "training", "identities", "invariances", "directions", "signal_propagation", "surfaces"),
 )
 Row = tuple[int, str, str, float]  # step, layer, metric, value
 

@@ -569,9 +569,6 @@ def test_the_widget_has_the_labs_presets_and_settings():
     arms = {"none": "standard", "batch": "bn", "noisy_batch": "noisy_bn", "noise": "noisy_standard"}
     assert found["norms"] == list(found["arms"])
     for norm, drawn in found["arms"].items():
-        if norm == "layer":
-            assert drawn["colour"] == "currentColor"
-            continue
         arm = charts.ARMS[arms.get(norm, norm)]
         assert (drawn["label"], drawn["colour"], tuple(drawn["dash"])) == arm
 

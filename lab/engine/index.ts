@@ -22,6 +22,6 @@ export {
 } from "./reductions";
 export { affine, combine, combine_sign, combine_peak, multiply } from "./channels";
 export { sample_moments, sample_normalise, sample_backward } from "./samples";
-export { disturb } from "./noise";
+export { disturb, disturb_again } from "./noise";
 export { sgd } from "./optimiser";
 export { step_along, squared_distance } from "./vectors";

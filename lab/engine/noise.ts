@@ -55,11 +55,11 @@
 }
 
 /**
- * a <- s * a + m for all values of a channel, with m = low + width * u and s = sigma + spread * normal; s is
- * kept.
+ * a <- s * a + m for all values of a channel, with m = low + width * u and s = sigma + spread * normal; s and
+ * m are kept.
  */
 export function disturb(
-  a: usize, s: usize, bytes: i32, state: usize, low: f32, width: f32, sigma: f32, spread: f32,
+  a: usize, s: usize, m: usize, bytes: i32, state: usize, low: f32, width: f32, sigma: f32, spread: f32,
 ): void {
   const bottom = f32x4.splat(low), range = f32x4.splat(width);
   const centre = f32x4.splat(sigma), deviation = f32x4.splat(spread);
@@ -90,10 +90,19 @@ export function disturb(
     let scale = f32x4.add(f32x4.mul(one, deviation), centre);
     let shift = f32x4.add(f32x4.mul(uniform(next(state)), range), bottom);
     v128.store(s + i, scale);
+    v128.store(m + i, shift);
     v128.store(a + i, f32x4.add(f32x4.mul(scale, v128.load(a + i)), shift));
     scale = f32x4.add(f32x4.mul(other, deviation), centre);
     shift = f32x4.add(f32x4.mul(uniform(next(state)), range), bottom);
     v128.store(s + i, scale, 16);
+    v128.store(m + i, shift, 16);
     v128.store(a + i, f32x4.add(f32x4.mul(scale, v128.load(a + i, 16)), shift), 16);
+  }
+}
+
+/** a <- s * a + m once more, with what `disturb` has kept. */
+export function disturb_again(a: usize, s: usize, m: usize, bytes: i32): void {
+  for (let i: usize = 0; i < <usize>bytes; i += 16) {
+    v128.store(a + i, f32x4.add(f32x4.mul(v128.load(s + i), v128.load(a + i)), v128.load(m + i)));
   }
 }

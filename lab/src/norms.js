@@ -165,8 +165,16 @@ function samplesBackward(net, layer, g, spare) {
 
 // --- noise ---
 
-/** a <- s a + m, the law of this step drawn anew for each channel; `net.noise` scales the whole law. */
+/**
+ * a <- s a + m, the law of this step drawn anew for each channel; `net.noise` scales the whole law. All looks
+ * at a step see the same noise, so it is drawn once.
+ */
 function disturb(net, layer) {
+  if (layer.drawn === net.time) {
+    net.kernels.disturb_again(layer.z, layer.s, layer.m, layer.bytes);
+    return;
+  }
+  layer.drawn = net.time;
   const k = net.noise;
   const law = new Random(net.seed, STREAM.noise, layer.number, net.time);
   for (let lane = 0; lane < 4; lane++) {
@@ -180,6 +188,7 @@ function disturb(net, layer) {
     net.kernels.disturb(
       layer.z + at,
       layer.s + at,
+      layer.m + at,
       layer.plane,
       net.plan.noiseState,
       mu - k * NOISE.r_mu,

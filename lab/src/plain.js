@@ -422,13 +422,14 @@ export function plainKernels(buffer) {
     return drawn;
   }
 
-  function disturb(a, s, bytes, state, low, width, sigma, spread) {
+  function disturb(a, s, m, bytes, state, low, width, sigma, spread) {
     const bottom = round(low), range = round(width), centre = round(sigma), deviation = round(spread);
-    const to = (s - a) >> 2;
+    const to = (s - a) >> 2, moved = (m - a) >> 2;
     const put = (p, normal, drawn) => {
       const scale = round(round(normal * deviation) + centre);
       const shift = round(round(round((drawn >>> 8) * SHARE) * range) + bottom);
       F[p + to] = scale;
+      F[p + moved] = shift;
       F[p] = round(scale * F[p]) + shift;
     };
     for (let start = a >> 2, end = start + (bytes >> 2); start < end; start += 8) {
@@ -449,6 +450,11 @@ export function plainKernels(buffer) {
         put(start + lane + 4, second & 2 ? -other : other, next(state, lane));
       }
     }
+  }
+
+  function disturb_again(a, s, m, bytes) {
+    const scale = (s - a) >> 2, shift = (m - a) >> 2;
+    for (let p = a >> 2, end = p + (bytes >> 2); p < end; p++) F[p] = round(F[p + scale] * F[p]) + F[p + shift];
   }
 
   // --- steps ---
@@ -475,6 +481,6 @@ export function plainKernels(buffer) {
     clear_padding, sum, sum_squared_deviations, sum_centred_products, sum_abs, max_abs, count_abs,
     affine, combine, combine_sign, combine_peak, multiply,
     sample_moments, sample_normalise, sample_backward,
-    disturb, sgd, step_along, squared_distance,
+    disturb, disturb_again, sgd, step_along, squared_distance,
   };
 }

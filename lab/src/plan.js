@@ -137,6 +137,7 @@ export function makePlan(description) {
     velocities: alike(),
     kept: alike(),
     direction: alike(),
+    looked: alike(),
   };
 
   // Activations. x -> [border] -> y -> [norm] -> z -> ReLU, [pool] -> a, the next layer's x.
@@ -162,7 +163,10 @@ export function makePlan(description) {
     layer.bordered = border ? place(i * bordered) : x;
     layer.y = place(layer.bytes / 4);
     layer.z = scale ? place(layer.bytes / 4) : layer.y;
-    if (noise) layer.s = place(layer.bytes / 4);
+    if (noise) {
+      layer.s = place(layer.bytes / 4);
+      layer.m = place(layer.bytes / 4);
+    }
     if (scale === "sample") layer.samples = place(2 * lanes);
     if (!layer.last) layer.a = x = place(o * lanes * (layer.pool ? (h >> 1) * (w >> 1) : layer.pixels));
     layer.borderedGradient = border && layer.number ? place(o * bordered) : 0;

@@ -126,8 +126,9 @@ export function covariateShift(net) {
       const before = layer.weight - plan.parameters + plan.direction;
       const length = norm(net, before, bytes);
       if (layer.number === 0) return { layer: layer.name, l2: 0, cosine: 1, gradientNorm: length };
+      // The layers before it move one after the other: what they pass on is known from the layer before.
       kernels.step_along(plan.kept, plan.direction, plan.parameters, layer.start - plan.parameters, net.lr);
-      net.forward("probe");
+      net.forward("probe", layer.number - 1);
       net.measure();
       net.backward(layer.number, "weight");
       const l2 = distance(net, now, before, bytes);
@@ -171,15 +172,16 @@ function histogram({ F, batch, lanes }, { z, bytes }, bins) {
   let high = low;
   for (let at = start; at < end; at += lanes) {
     for (let i = at; i < at + batch; i++) {
-      if (F[i] < low) low = F[i];
-      if (F[i] > high) high = F[i];
+      const value = F[i];
+      if (value < low) low = value;
+      else if (value > high) high = value;
     }
   }
-  const counts = new Uint32Array(bins);
+  const counts = new Uint32Array(bins + 1);
   const perUnit = bins / (high - low || 1);
-  const last = bins - 1;
   for (let at = start; at < end; at += lanes) {
-    for (let i = at; i < at + batch; i++) counts[Math.min(last, Math.floor((F[i] - low) * perUnit))]++;
+    for (let i = at; i < at + batch; i++) counts[((F[i] - low) * perUnit) | 0]++;
   }
-  return { low, high, counts };
+  counts[bins - 1] += counts[bins]; // the largest value
+  return { low, high, counts: counts.slice(0, bins) };
 }

@@ -54,9 +54,10 @@ export function serve(port) {
   function work() {
     planned = false;
     if (!running) return;
-    const { until, probes, every, testEvery, delay, answer } = running;
+    const { until, probes, every, testEvery, delay, answer, begun } = running;
+    running.begun = true; // the first step is reported at once: a reader waits for it
     const seen = { losses: [], accuracies: [], probes: [], tests: [], time: net.time };
-    const end = performance.now() + (delay ? 0 : SLICE);
+    const end = performance.now() + (delay || !begun ? 0 : SLICE);
     try {
       do {
         if (net.time >= until) break;

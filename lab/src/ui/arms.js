@@ -1,5 +1,4 @@
 // What a normalization is called and how it is drawn: the book's arms (`bnlib.charts.ARMS`, a test compares).
-// Layer norm is no arm of the papers and has the page's ink.
 
 export const ARMS = {
   none: { label: "Standard", colour: "#d25a00", dash: [7, 3] },
@@ -9,7 +8,7 @@ export const ARMS = {
   l1: { label: "L1 norm", colour: "#6978ff", dash: [12, 4] },
   l2: { label: "L2 norm", colour: "#b4875a", dash: [6, 2, 2, 2, 2, 2] },
   linf: { label: "L∞ norm", colour: "#0087a5", dash: [1, 3] },
-  layer: { label: "Layer norm", colour: "currentColor", dash: [5, 5] },
+  layer: { label: "Layer norm", colour: "#00a596", dash: [6, 3] },
 };
 
 // A second network of the same arm keeps its colour and gets another dash, as in the book.

@@ -12,7 +12,7 @@ import { makeViews } from "./views.js";
 
 const FRAME = 100; // milliseconds between two drawings
 const CALM = 1000; // the same for readers who ask for less motion
-const TEST_EVERY = { digits: 10, mnist: 50 };
+const TEST_EVERY = { digits: 10, mnist: 100 };
 // These change nothing that has been computed: a run goes on.
 const HARMLESS = new Set(["steps", "every", "speed"]);
 

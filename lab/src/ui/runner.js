@@ -3,7 +3,7 @@ import engine from "lab:engine";
 import wasm from "lab:wasm";
 
 // Along the gradient, in learning rates: the range of Santurkar et al. 2018, A.2.2.
-export const FACTORS = [0.5, 1, 2, 3, 4];
+export const FACTORS = [0.5, 1, 2, 4];
 
 // What is measured: at a step, before it. In activation space, those of the first layer.
 const PROBES = [

@@ -31,6 +31,19 @@ function logTicks(low, high) {
   return finer.length > 1 ? finer : [low, high].map((value) => Number(value.toPrecision(2)));
 }
 
+/** The smallest and the largest of all points' coordinates number `from` to `to`. */
+function limits(points, from, to = Infinity) {
+  let low = Infinity;
+  let high = -Infinity;
+  for (const point of points) {
+    for (let i = from; i < Math.min(to, point.length); i++) {
+      if (point[i] < low) low = point[i];
+      if (point[i] > high) high = point[i];
+    }
+  }
+  return [low, high];
+}
+
 /** No more points than pixels: of each pixel's the smallest and the largest, so that no spike is lost. */
 function thinned(points, x) {
   if (points.length < 2 * WIDTH) return points;
@@ -70,11 +83,9 @@ export function lineChart({ title, x: xTitle, y: yTitle, log = false, domain = n
       drawing.replaceChildren(text);
       return;
     }
-    const limits = (values) =>
-      values.reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [Infinity, -Infinity]);
-    let [left, right] = limits(all.map(([at]) => at));
+    let [left, right] = limits(all, 0, 1);
     if (left === right) right = left + 1;
-    let [low, high] = domain ?? limits(all.flatMap(([, ...values]) => values));
+    let [low, high] = domain ?? limits(all, 1);
     if (low === high) [low, high] = log ? [low / 2, low * 2] : [low - 0.5, low + 0.5];
     const scale = log ? Math.log10 : (value) => value;
     const x = (value) => LEFT + ((value - left) / (right - left)) * (WIDTH - LEFT - RIGHT);

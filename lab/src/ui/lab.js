@@ -107,20 +107,42 @@ function render({ model, el }) {
 
   // --- drawing --------------------------------------------------------------------------------------------
 
-  let waiting = null;
+  let waiting = null; // for the next drawing
   let drawn = -Infinity;
+  let undrawn = []; // charts of the drawing under way
   function changed() {
     if (waiting !== null || removed) return;
     const pause = (stillness.matches ? CALM : FRAME) - (performance.now() - drawn);
-    waiting = setTimeout(draw, Math.max(0, pause));
+    waiting = setTimeout(drawByAndBy, Math.max(0, pause));
   }
 
+  const charts = () => views.flatMap(({ element, draws }) => (element.open ? draws : []));
+
+  /** All at once: what the reader has asked for, or the end of a run. */
   function draw() {
+    begin();
+    for (const drawChart of charts()) drawChart(looks, runners, layer);
+  }
+
+  /** One chart after the other, so that the page never stands still while networks train. */
+  function drawByAndBy() {
+    const late = undrawn; // where a machine is slow, those come first
+    begin();
+    undrawn = [...late, ...charts().filter((drawChart) => !late.includes(drawChart))];
+    if (!late.length) drawNext();
+  }
+
+  function drawNext() {
+    undrawn.shift()?.(looks, runners, layer);
+    if (undrawn.length) setTimeout(drawNext);
+  }
+
+  function begin() {
     clearTimeout(waiting);
     waiting = null;
+    undrawn = [];
     if (removed) return;
     drawn = performance.now();
-    for (const view of views) if (view.element.open) view.draw(looks, runners, layer);
     showProgress();
     inside.look();
   }

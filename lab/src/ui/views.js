@@ -158,20 +158,18 @@ const SECTIONS = {
   },
 };
 
-/** Section -> {title, note, elements, draw(looks, runners, layer)}. */
+/** Section -> {name, title, note, elements, draws: [draw(looks, runners, layer)]}, one per chart. */
 export function makeViews() {
   return Object.entries(SECTIONS).map(([name, { title, note, charts }]) => {
     const made = charts.map((chart) => ({ ...chart, ...lineChart(chart) }));
-    const draw = (looks, runners, layer) => {
-      for (const { lines, twice, draw: drawChart } of made) {
-        const all = runners.flatMap((runner, i) => {
-          const points = lines(runner, layer);
-          const each = twice ? points : [points];
-          return each.map((list, nth) => ({ ...looks[i], points: list, faint: nth < each.length - 1 }));
-        });
-        drawChart(all.sort((a, b) => Number(b.faint) - Number(a.faint)));
-      }
-    };
-    return { name, title, note, elements: made.map((chart) => chart.element), draw };
+    const draws = made.map(({ lines, twice, draw }) => (looks, runners, layer) => {
+      const all = runners.flatMap((runner, i) => {
+        const points = lines(runner, layer);
+        const each = twice ? points : [points];
+        return each.map((list, nth) => ({ ...looks[i], points: list, faint: nth < each.length - 1 }));
+      });
+      draw(all.sort((a, b) => Number(b.faint) - Number(a.faint)));
+    });
+    return { name, title, note, elements: made.map((chart) => chart.element), draws };
   });
 }

@@ -354,6 +354,25 @@ def test_buttons_work_by_keyboard(browser: Any, site: str):
         assert "Step 0" in page.locator(".bnlab-status").inner_text()
 
 
+def test_a_button_keeps_the_focus(browser: Any, site: str):
+    with opened(browser, site + link("batch,every,0.1,2", steps=20)) as page:
+        page.get_by_role("button", name="Step").focus()
+        for before in range(3):
+            page.keyboard.press("Enter")
+            at_rest(page, before)
+        assert table(page)[0]["Steps"] == "3"
+
+
+def test_keys_pressed_in_the_lab_are_no_commands_to_the_page(browser: Any, site: str):
+    with opened(browser, site) as page:
+        page.evaluate(
+            "() => { window.keys = []; document.addEventListener('keydown', (e) => keys.push(e.key)); }"
+        )
+        page.get_by_label("Images").press("m")
+        page.get_by_label("Images").press("Control+s")
+        assert "m" not in page.evaluate("keys") and "s" in page.evaluate("keys")
+
+
 def test_absurd_settings_are_clamped_and_explained(browser: Any, site: str):
     absurd = link("batch,every,1e6,99", channels=0, batch=5000, seed=-1)
     with opened(browser, site + absurd) as page:
@@ -406,6 +425,7 @@ def test_a_link_that_is_pasted_into_the_address_is_followed(browser: Any, site: 
 def test_another_fragment_is_left_alone(browser: Any, site: str):
     with opened(browser, site + "#what-to-know") as page:
         assert notices(page) == "" and page.url.endswith("#what-to-know")
+        assert page.locator(".bnlab-story").inner_text() == "Nothing has run yet."
 
 
 # --- what comes out -----------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ def test_the_lab_and_its_engine_are_measured(run: ModuleType):
         run.measure_lab(browser, address, asked, run.THREE._replace(seconds=3), results)
         pages = run.prepare_peers(browser.new_context(), address, run.ENGINES, results)
         rates = [page.evaluate("measure(0.1)") for page in pages.values()]
-    (said,) = results.three
+    (said,) = results.three[run.THREE.title]
     assert len(said["rates"]) == 3 and min(*said["rates"], *rates) > 0
     assert 0 < said["sinceClick"] < said["sinceLoad"]
     assert len(rates) == 4 and results.refused == {}
@@ -47,7 +47,8 @@ def made_up(run: ModuleType, speed: float) -> Any:
             results.first[title, norm] = [100.0]
             results.apart[title, norm] = 1e-6
     times = {"sinceClick": 100, "sinceLoad": 200, "gapStart": 20, "gap": 20}
-    results.three = [{"rates": [speed] * len(run.THREE.norms), **times}]
+    said = {"rates": [speed] * len(run.THREE.norms), **times}
+    results.three = {lab.title: [said] for lab in (run.THREE, run.NOISY)}
     return results
 
 

@@ -72,10 +72,11 @@ class Peer(NamedTuple):
 
 
 BOTH = ("none", "batch")
-THREE = Lab("three networks", ("none", "batch", "noisy_batch"), "every=10", 4)
+THREE = Lab("three networks", ("none", "batch", "batch"), "every=10", 4)
+NOISY = Lab("three networks, one of them noisy", ("none", "batch", "noisy_batch"), "every=10", 4)
 ALONE, PROBED, PLAIN = "**the lab**", "the lab, probes every 10 steps", "the lab in plain JavaScript"
 QUERIES = {ALONE: "every=0", PROBED: "every=10", PLAIN: "every=0&plain=1"}
-LABS = [THREE, *(Lab(title, (norm,), query, 1.5) for title, query in QUERIES.items() for norm in BOTH)]
+LABS = [THREE, NOISY, *(Lab(title, (norm,), query, 1.5) for title, query in QUERIES.items() for norm in BOTH)]
 
 ENGINES = [
     Peer("its engine alone", "engine.html?backend=wasm"),
@@ -203,12 +204,16 @@ class Results:
         self.first: dict[tuple[str, str], list[float]] = {}  # milliseconds to the first loss
         self.apart: dict[tuple[str, str], float] = {}  # from the engine's losses, relative
         self.refused: dict[str, str] = {}
-        self.three: list[dict[str, Any]] = []  # what the page with three networks said
+        self.three: dict[str, list[dict[str, Any]]] = {}  # what the pages with three networks said
         self.requests: list[str] = []  # after a page with the lab had loaded
 
     def rate(self, title: str, norm: str) -> float | None:
         values = self.rates.get((title, norm))
         return median(values) if values else None
+
+    def together(self, lab: Lab) -> list[float]:
+        """Steps per second of each of three networks side by side."""
+        return [median(said["rates"][i] for said in self.three[lab.title]) for i in range(len(lab.norms))]
 
 
 def measure_lab(browser: Browser, address: str, asked: list[str], lab: Lab, results: Results) -> None:
@@ -226,8 +231,8 @@ def measure_lab(browser: Browser, address: str, asked: list[str], lab: Lab, resu
     results.requests += asked[before:]
     if problems or not all(np.isfinite(said["losses"] + said["rates"])):
         raise SystemExit(f"The lab did not train ({lab.title}): {problems or said}")
-    if lab.title == THREE.title:
-        results.three.append(said)
+    if lab.title in (THREE.title, NOISY.title):
+        results.three.setdefault(lab.title, []).append(said)
         return
     for norm, rate in zip(lab.norms, said["rates"], strict=True):
         results.rates.setdefault((lab.title, norm), []).append(rate)
@@ -319,10 +324,13 @@ def report(results: Results, peers: list[Peer], machine: str) -> str:
         first = median(value for norm in BOTH for value in results.first[title, norm])
         rows.append([title, *rates, f"{first:.0f} ms"])
     alone = table(["one network, steps/s", ARMS["none"], ARMS["batch"], "first loss"], rows)
-    slowest = [median(said["rates"][i] for said in results.three) for i in range(len(THREE.norms))]
+    together = {lab.title: results.together(lab) for lab in (THREE, NOISY)}
     three = table(
-        ["three networks side by side, steps/s", *(ARMS[norm] for norm in THREE.norms)],
-        [["**the lab**, probes every 10 steps", *map(number, slowest)]],
+        ["three networks side by side, probes every 10 steps", "first", "second", "third"],
+        [
+            [", ".join(ARMS[norm] for norm in lab.norms), *map(number, together[lab.title])]
+            for lab in (THREE, NOISY)
+        ],
     )
     worst = {norm: max(gap for (_, other), gap in results.apart.items() if other == norm) for norm in BOTH}
     lines = [
@@ -332,7 +340,7 @@ def report(results: Results, peers: list[Peer], machine: str) -> str:
         "",
         *three,
         "",
-        *goals(results, slowest),
+        *goals(results, together[THREE.title]),
         "",
         "From the same weights on the same batches, the losses of the first three steps differ from the "
         f"lab's by at most {worst['none']:.0e} of their value without a norm and {worst['batch']:.0e} with "
@@ -379,7 +387,7 @@ def goals(results: Results, three: list[float]) -> list[str]:
     ratio(HOME_MADE[:1], 10, "its wasm, filter gradient as a product")
     ratio(HOME_MADE, 10, "its wasm, fastest home-made filter gradient")
     said = {
-        key: [one[key] for one in results.three] for key in ("sinceClick", "sinceLoad", "gapStart", "gap")
+        key: [one[key] for one in results.three[THREE.title]] for key in ("sinceClick", "sinceLoad", "gapStart", "gap")
     }
     most("three networks: from the click on Run to the first number", 300, median(said["sinceClick"]), "ms")
     rows.append(["... from the page's address to it", "", f"{median(said['sinceLoad']):.0f}", ""])

@@ -101,7 +101,7 @@ export function lineChart({ title, x: xTitle, y: yTitle, log = false, domain = n
       marks.push(label(LEFT - 5, y(value) + 4, "end", spell(value, 2)));
     }
     for (const value of ticks(left, right, 5).filter((each) => !whole || Number.isInteger(each))) {
-      marks.push(label(x(value), HEIGHT - BOTTOM + 14, "middle", spell(value)));
+      marks.push(label(x(value), HEIGHT - BOTTOM + 16, "middle", spell(value)));
     }
     marks.push(label((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, "middle", xTitle));
     const path = (points, value) =>

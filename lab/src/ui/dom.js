@@ -20,3 +20,9 @@ export const svg = (tag, properties = {}, ...children) =>
 let count = 0;
 /** An id that no other lab of the page has. */
 export const fresh = (name) => `bnlab-${name}-${++count}`;
+
+/** Whether some of an element is in the window. */
+export function inSight(element) {
+  const { top, bottom, height } = element.getBoundingClientRect();
+  return height > 0 && bottom > 0 && top < window.innerHeight;
+}

@@ -1,5 +1,5 @@
 // One image, from the test set or drawn, and what the networks make of it.
-import { h } from "./dom.js";
+import { h, inSight } from "./dom.js";
 import { insight, picture } from "./images.js";
 import { asImage, makePad } from "./pad.js";
 
@@ -68,7 +68,8 @@ export function makeInside({ ensure, networks, changed, notify }) {
       again ||= now;
       return;
     }
-    if (!now && runners.some((runner) => runner.running) && performance.now() - last < EVERY) return;
+    const training = runners.some((runner) => runner.running);
+    if (!now && training && (performance.now() - last < EVERY || !inSight(element))) return;
     looking = true;
     last = performance.now();
     try {

@@ -2,7 +2,7 @@
 import { appearance, percent } from "./arms.js";
 import { makeControls, select } from "./controls.js";
 import { available, brought, loader } from "./data.js";
-import { h, svg } from "./dom.js";
+import { h, inSight, svg } from "./dom.js";
 import { makeInside } from "./inside.js";
 import { csv, inWords, RESULTS, story, summary } from "./report.js";
 import { Runner, useEngine } from "./runner.js";
@@ -42,7 +42,7 @@ function render({ model, el }) {
     { type: "button", class: "bnlab-run", onclick: () => (busy() ? pause() : run()) },
     "Run",
   );
-  const stepButton = h("button", { type: "button", onclick: () => step() }, "Step");
+  const stepButton = h("button", { type: "button", onclick: () => busy() || step() }, "Step");
   const resetButton = h("button", { type: "button", onclick: () => reset() }, "Reset");
   const linkButton = linked ? h("button", { type: "button", onclick: copyLink }, "Copy link") : null;
   const csvButton = h("button", { type: "button", onclick: saveCsv }, "Download CSV");
@@ -70,7 +70,7 @@ function render({ model, el }) {
       { "data-view": view.name, ontoggle: () => draw() },
       h("summary", {}, view.title),
       h("p", {}, view.note),
-      h("div", { class: "bnlab-charts" }, view.elements),
+      h("div", { class: "bnlab-charts" }, view.charts.map((chart) => chart.element)),
     );
     return { ...view, element };
   });
@@ -85,7 +85,13 @@ function render({ model, el }) {
   const table = h("table", { class: "bnlab-results" });
   const root = h(
     "div",
-    { class: "bnlab", role: "group", "aria-label": "Lab: networks that train in your browser" },
+    {
+      class: "bnlab",
+      role: "group",
+      "aria-label": "Lab: networks that train in your browser",
+      // Keys meant for the lab are no commands to the page: in JupyterLab an arrow leaves the cell, M ends the lab.
+      onkeydown: (event) => event.ctrlKey || event.metaKey || event.altKey || event.stopPropagation(),
+    },
     h("style", {}, STYLE),
     controls.experiment,
     h("div", { class: "bnlab-buttons" }, runButton, stepButton, resetButton, linkButton, status),
@@ -110,31 +116,33 @@ function render({ model, el }) {
   let waiting = null; // for the next drawing
   let drawn = -Infinity;
   let undrawn = []; // charts of the drawing under way
+  let ends = []; // what to call when it is done
   function changed() {
     if (waiting !== null || removed) return;
     const pause = (stillness.matches ? CALM : FRAME) - (performance.now() - drawn);
-    waiting = setTimeout(drawByAndBy, Math.max(0, pause));
+    waiting = setTimeout(() => drawByAndBy(), Math.max(0, pause));
   }
 
-  const charts = () => views.flatMap(({ element, draws }) => (element.open ? draws : []));
+  const charts = () => views.flatMap((view) => (view.element.open ? view.charts : []));
 
-  /** All at once: what the reader has asked for, or the end of a run. */
+  /** All at once: what the reader has asked for. */
   function draw() {
     begin();
-    for (const drawChart of charts()) drawChart(looks, runners, layer);
+    for (const chart of charts()) chart.draw(looks, runners, layer);
   }
 
-  /** One chart after the other, so that the page never stands still while networks train. */
-  function drawByAndBy() {
+  /** One chart after the other, so that the page never stands still; by default those in sight. */
+  function drawByAndBy(chosen = (chart) => inSight(chart.element)) {
     const late = undrawn; // where a machine is slow, those come first
     begin();
-    undrawn = [...late, ...charts().filter((drawChart) => !late.includes(drawChart))];
+    undrawn = [...late, ...charts().filter((chart) => chosen(chart) && !late.includes(chart))];
     if (!late.length) drawNext();
   }
 
   function drawNext() {
-    undrawn.shift()?.(looks, runners, layer);
+    undrawn.shift()?.draw(looks, runners, layer);
     if (undrawn.length) setTimeout(drawNext);
+    else for (const end of ends.splice(0)) end();
   }
 
   function begin() {
@@ -152,7 +160,7 @@ function render({ model, el }) {
 
   function showProgress() {
     runButton.textContent = busy() ? "Pause" : "Run";
-    stepButton.disabled = busy();
+    stepButton.setAttribute("aria-disabled", busy()); // a disabled button would lose the focus
     csvButton.disabled = !time();
     const speed = runners.some(({ backend }) => backend === "plain")
       ? " WebAssembly with SIMD is missing here: plain JavaScript computes the same, but slower."
@@ -234,7 +242,7 @@ function render({ model, el }) {
   async function build(mine) {
     const problems = [];
     try {
-      status.textContent = "Loading the images …";
+      status.textContent = brought() ? "Loading the images …" : "Asking the kernel for the images …";
       const loaded = await load(state.data);
       if (mine !== session || removed) return false;
       data = loaded;
@@ -244,14 +252,17 @@ function render({ model, el }) {
     }
     const made = state.networks.map(() => new Runner(() => made === runners && changed()));
     runners = made;
-    await Promise.all(
-      made.map((runner, i) =>
+    const created = [];
+    for (const [i, runner] of made.entries()) {
+      created.push(
         runner.create(describe(state, state.networks[i], data), data).catch((error) => {
           runner.problem = error.message;
           problems.push(`${looks[i].letter}: ${error.message}`);
         }),
-      ),
-    );
+      );
+      await new Promise((resolve) => setTimeout(resolve)); // each gets a copy of the images: time to breathe
+    }
+    await Promise.all(created);
     if (mine !== session || removed) return false;
     if (problems.length) notify(problems);
     return true;
@@ -298,9 +309,14 @@ function render({ model, el }) {
     for (const runner of runners) runner.pause();
   }
 
-  /** All networks have come to rest. */
-  function rest() {
-    draw();
+  /** All networks have come to rest: draw everything, and say what happened. */
+  async function rest() {
+    const mine = session;
+    await new Promise((resolve) => {
+      ends.push(resolve);
+      drawByAndBy(() => true);
+    });
+    if (mine !== session || mine.working || removed) return;
     tell();
     root.dataset.rests = Number(root.dataset.rests ?? 0) + 1; // tests wait for it
     const stopped = runners.flatMap(({ stopped: end, problem }, i) =>
@@ -411,6 +427,7 @@ function render({ model, el }) {
     openViews();
   };
   model.on("change:state", fromModel);
+  window.addEventListener("scroll", changed, { capture: true, passive: true }); // more may be in sight
   if (linked) window.addEventListener("hashchange", fromAddress);
 
   el.replaceChildren(root);
@@ -427,6 +444,7 @@ function render({ model, el }) {
     clearTimeout(waiting);
     model.off("change:state", fromModel);
     window.removeEventListener("hashchange", fromAddress);
+    window.removeEventListener("scroll", changed, { capture: true });
     for (const runner of runners) runner.end();
     endEngine();
     el.replaceChildren();

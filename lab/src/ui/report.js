@@ -99,7 +99,7 @@ export function story(state, looks, runners, classes) {
     letter: looks[i].letter,
     name: looks[i].name,
   }));
-  const steps = Math.max(...results.map((result) => result.steps));
+  const steps = Math.max(0, ...results.map((result) => result.steps));
   if (!steps) return ["Nothing has run yet."];
   const said = [];
   const alive = results.filter((result) => Number.isFinite(result.accuracy));

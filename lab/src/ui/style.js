@@ -24,7 +24,7 @@ export const STYLE = `
 .bnlab input[type=number], .bnlab select, .bnlab button { background: var(--ground); border: 1px solid var(--line);
   border-radius: 0.25rem; padding: 0.25rem 0.6rem; font: inherit; color: inherit; min-height: 2.2rem; }
 .bnlab button { cursor: pointer; }
-.bnlab button:disabled { opacity: 0.5; cursor: default; }
+.bnlab button:disabled, .bnlab button[aria-disabled=true] { opacity: 0.5; cursor: default; }
 .bnlab-run { border-color: var(--accent) !important; box-shadow: inset 0 0 0 1px var(--accent); min-width: 6rem; }
 .bnlab :focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
 .bnlab-buttons { display: flex; flex-wrap: wrap; gap: 0.5rem; align-items: center; margin: 0.5rem 0; }

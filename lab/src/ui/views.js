@@ -158,18 +158,22 @@ const SECTIONS = {
   },
 };
 
-/** Section -> {name, title, note, elements, draws: [draw(looks, runners, layer)]}, one per chart. */
+/** Sections: {name, title, note, charts: [{element, draw(looks, runners, layer)}]}. */
 export function makeViews() {
   return Object.entries(SECTIONS).map(([name, { title, note, charts }]) => {
     const made = charts.map((chart) => ({ ...chart, ...lineChart(chart) }));
-    const draws = made.map(({ lines, twice, draw }) => (looks, runners, layer) => {
+    const drawLines = ({ lines, twice, draw }, looks, runners, layer) => {
       const all = runners.flatMap((runner, i) => {
         const points = lines(runner, layer);
         const each = twice ? points : [points];
         return each.map((list, nth) => ({ ...looks[i], points: list, faint: nth < each.length - 1 }));
       });
       draw(all.sort((a, b) => Number(b.faint) - Number(a.faint)));
-    });
-    return { name, title, note, elements: made.map((chart) => chart.element), draws };
+    };
+    const drawn = made.map((chart) => ({
+      element: chart.element,
+      draw: (...what) => drawLines(chart, ...what),
+    }));
+    return { name, title, note, charts: drawn };
   });
 }

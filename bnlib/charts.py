@@ -53,11 +53,11 @@ ARMS: dict[str, Arm] = {
     "residual": Arm("Skips, no norm", "#d25a00", (1, 2, 6, 2)),
     "layer": Arm("Layer norm", "#00a596", (6, 3)),  # never beside `bn_after_4` or `gdnp`
     # The other alternatives, in colours of arms that they never stand beside.
-    "group": Arm("Group norm", "#6978ff", (5, 2)),
+    "group": Arm("Group norm", "#a54b5a", (5, 2)),
     "batch_renorm": Arm("Batch renorm", "#4b4bff", (3, 1)),
     "instance": Arm("Instance norm", "#b4875a", (2, 1)),
     "rms": Arm("RMSNorm", "#0087a5", (7, 2, 2, 2)),
-    "weight": Arm("Weight norm", "#a54b5a", (4, 2)),
+    "weight": Arm("Weight norm", "#6978ff", (4, 2)),
     "skipinit": Arm("SkipInit", "#0087a5", (4, 1)),
     "fixup": Arm("Fixup", "#b4875a", (9, 4)),
 }

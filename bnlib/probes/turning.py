@@ -48,9 +48,9 @@ def turning(state: State) -> Iterator[tuple[str, str, float]]:
     for name in names:
         w = parameters[f"{name}.weight"].detach().double().flatten(1)
         g = gradient[f"{name}.weight"].double().flatten(1)
-        whole = _measured(w.reshape(1, -1), g.reshape(1, -1), lr, state.hidden_decay)
+        whole = lengths_and_angles(w.reshape(1, -1), g.reshape(1, -1), lr, state.hidden_decay)
         found = {metric: values.item() for metric, values in whole.items()}
-        for metric, values in _measured(w, g, lr, state.hidden_decay).items():
+        for metric, values in lengths_and_angles(w, g, lr, state.hidden_decay).items():
             if metric in ("radial", "effective_rate", "angle"):
                 found[f"neuron_{metric}"] = values.median().item()
         yield from ((name, metric, value) for metric, value in found.items() if math.isfinite(value))
@@ -58,8 +58,8 @@ def turning(state: State) -> Iterator[tuple[str, str, float]]:
         yield "", "equilibrium_angle", math.sqrt(2 * product)
 
 
-def _measured(w: Tensor, g: Tensor, lr: float, decay: float) -> dict[str, Tensor]:
-    """The quantities of `turning` for each row of (n, values), (n,) each."""
+def lengths_and_angles(w: Tensor, g: Tensor, lr: float, decay: float) -> dict[str, Tensor]:
+    """The quantities of `turning` for each row of w and its gradient g, (n, values); (n,) each."""
     length, steepness = w.norm(dim=1), g.norm(dim=1)
     unit = w / length[:, None]
     inner = (unit * g).sum(1)

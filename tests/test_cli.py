@@ -99,10 +99,10 @@ def test_a_chapter_trains_from_scratch_at_smoke(capsys, folder, chapter):
     assert capsys.readouterr().out.count("wrote ") == 1
     assert main(["verify"]) == 0
     recorded = capsys.readouterr().out
-    # Its own experiments, and those of other chapters that its claims are measured on.
+    # Its own experiments, and those of other chapters that its claims are measured on; it may quote others.
     wanted = {name for name, experiment in EXPERIMENTS.items() if experiment.chapter == chapter}
     wanted |= {claim.experiment for claim in CLAIMS.values() if claim.chapter == chapter}
-    assert {name for name in EXPERIMENTS if f"{name}/smoke: good" in recorded} == wanted
+    assert wanted <= {name for name in EXPERIMENTS if f"{name}/smoke: good" in recorded}
 
 
 def test_a_damaged_record_can_be_recorded_again(capsys, folder):

@@ -55,8 +55,8 @@ def record(
     seeds: how many (the declared number if None).  resume: keep the finished runs of an interrupted recording
     and of an existing record whose settings are still the declared ones; each keeps the description of the
     sitting it was made in.  device: "cpu" or "cuda" (a GPU if there is one).  workers: processes on a CPU
-    (one per core).  Raises RecordError if another process is recording the same, or if the call would throw
-    away work: finished runs of an interrupted recording, or a record of more seeds.
+    (one per core; with 1 the runs are done in this one).  Raises RecordError if another process is recording
+    the same, or if the call would throw away work: finished runs of an interrupted recording, or a record of more seeds.
     """
     experiment = find(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -80,7 +80,7 @@ def record(
         with tqdm(
             total=total, unit="step", desc=f"{name} ({scale})", disable=not progress or not total
         ) as bar:
-            execute = _on_cpu if device == "cpu" else _in_turn
+            execute = _side_by_side if sitting["workers"] > 1 else _in_turn
             for run, rows, seconds in execute(missing, device, workers, bar):
                 now = sitting | {"seconds": round(time.monotonic() - clock, 1)}
                 records.save_run(name, scale, run, rows, seconds, now)
@@ -98,7 +98,9 @@ def obtain(name: str, scale: str = "recorded") -> Record:
     """
     if scale == "recorded":
         return records.load(name)
-    return record(name, scale, resume=records.unfinished(name, scale) > 0)
+    # Smoke runs take seconds: to start processes for them would take longer.
+    workers = 1 if scale == "smoke" else None
+    return record(name, scale, resume=records.unfinished(name, scale) > 0, workers=workers)
 
 
 def _prepare(experiment: Experiment, scale: str, seeds: int | None, resume: bool) -> list[Run]:
@@ -170,8 +172,13 @@ def _timed(run: Run, device: str, tick: Callable[[int], None]) -> tuple[list[Row
 
 
 def _in_turn(runs: list[Run], device: str, workers: int | None, bar: tqdm):
-    for run in runs:
-        yield run, *_timed(run, device, bar.update)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the same bits as in `_side_by_side`
+    try:
+        for run in runs:
+            yield run, *_timed(run, device, bar.update)
+    finally:
+        torch.set_num_threads(threads)
 
 
 _steps_done: Any = None  # in a worker process: the counter shared with the parent
@@ -204,7 +211,7 @@ def _processes(runs: list[Run], workers: int | None) -> int:
     return min(workers or os.cpu_count() or 1, len(runs))
 
 
-def _on_cpu(runs: list[Run], device: str, workers: int | None, bar: tqdm):
+def _side_by_side(runs: list[Run], device: str, workers: int | None, bar: tqdm):
     """One process per core, one thread per process: the fastest way for small networks, and the same bits
     everywhere."""
     if not runs:

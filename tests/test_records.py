@@ -242,7 +242,7 @@ class Studio:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.patch, self.left = monkeypatch, None
         monkeypatch.setattr(recording, "find", lambda name: TOY)
-        monkeypatch.setattr(recording, "_on_cpu", recording._in_turn)
+        monkeypatch.setattr(recording, "_side_by_side", recording._in_turn)
         monkeypatch.setattr(recording, "TASKS", {"train": self._train})
 
     def _train(self, settings, *, seed, device, tick) -> list[records.Row]:
@@ -356,7 +356,7 @@ def _run_cli(*arguments: str, root: Path, **options) -> subprocess.Popen:
         "--scale",
         "smoke",
         "--workers",
-        "1",
+        "2",
         *arguments,
     ]
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **options)
@@ -371,7 +371,7 @@ def test_kill_and_resume_gives_the_bytes_of_an_undisturbed_run(folder):
     deadline = time.monotonic() + 60
     while not list(partial.glob("*.json")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)  # the parent alone: its worker must leave by itself
+    os.kill(process.pid, signal.SIGKILL)  # the parent alone: its workers must leave by themselves
     process.wait()
     assert not (broken / "replication/smoke.json").exists()
     assert list(partial.glob("*.json")), "a finished run was kept"

@@ -56,7 +56,8 @@ def record(
     and of an existing record whose settings are still the declared ones; each keeps the description of the
     sitting it was made in.  device: "cpu" or "cuda" (a GPU if there is one).  workers: processes on a CPU
     (one per core; with 1 the runs are done in this one).  Raises RecordError if another process is recording
-    the same, or if the call would throw away work: finished runs of an interrupted recording, or a record of more seeds.
+    the same, or if the call would throw away work: finished runs of an interrupted recording, or a record of
+    more seeds.
     """
     experiment = find(name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -386,9 +386,8 @@ def goals(results: Results, three: list[float]) -> list[str]:
     ratio(STOCK, 50, "the fastest stock TensorFlow.js, without and with batch norm")
     ratio(HOME_MADE[:1], 10, "its wasm, filter gradient as a product")
     ratio(HOME_MADE, 10, "its wasm, fastest home-made filter gradient")
-    said = {
-        key: [one[key] for one in results.three[THREE.title]] for key in ("sinceClick", "sinceLoad", "gapStart", "gap")
-    }
+    times = ("sinceClick", "sinceLoad", "gapStart", "gap")
+    said = {key: [one[key] for one in results.three[THREE.title]] for key in times}
     most("three networks: from the click on Run to the first number", 300, median(said["sinceClick"]), "ms")
     rows.append(["... from the page's address to it", "", f"{median(said['sinceLoad']):.0f}", ""])
     most("longest time the page does not react, until the first number", 50, median(said["gapStart"]), "ms")

@@ -235,6 +235,7 @@ def _side_by_side(runs: list[Run], device: str, workers: int | None, bar: tqdm):
         waiting = {pool.submit(_work, run): run for run in runs}
         for future in as_completed(waiting):
             yield waiting[future], *future.result()
+        pool.shutdown()  # a worker that is still starting must not find the counter gone
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         stop.set()

@@ -83,6 +83,13 @@ def anchor(claim: dict[str, Any]) -> str:
     return f"claim-{claim['id']}"
 
 
+def judged(app: Sphinx) -> list[dict[str, Any]]:
+    """Every claim with its verdict: judged once in a build, for that takes seconds."""
+    if not hasattr(app, "judged_claims"):
+        app.judged_claims = scoreboard()
+    return app.judged_claims
+
+
 class Scoreboard(SphinxDirective):
     """One row per claim; without an argument each row links to its chapter."""
 
@@ -90,7 +97,7 @@ class Scoreboard(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         chapter = self.arguments[0] if self.arguments else None
-        claims = scoreboard(chapter)
+        claims = [claim for claim in judged(self.env.app) if chapter in (None, claim["chapter"])]
         if chapter is not None and not claims:
             raise ExtensionError(f"{self.get_location()}: no claim belongs to the chapter {chapter}.")
         note_records(self.env, sorted(EXPERIMENTS))
@@ -126,7 +133,7 @@ class ClaimMap(SphinxDirective):
         note_records(self.env, sorted(EXPERIMENTS))
         board = self.env.app.builder.get_relative_uri(self.env.docname, PAGE)
         by_chapter: dict[str, list[nodes.list_item]] = {}
-        for claim in scoreboard():
+        for claim in judged(self.env.app):
             link = nodes.reference("", claim["statement"], refuri=f"{board}#{anchor(claim)}", internal=True)
             item = nodes.paragraph("", "", verdict(claim["verdict"]), nodes.Text(" "), link)
             by_chapter.setdefault(claim["chapter"], []).append(nodes.list_item("", item))

@@ -23,7 +23,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +83,7 @@ class Record:
     scale: str
     table: pa.Table
     provenance: dict[str, Any]
+    _frames: dict[str | None, pd.DataFrame] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def runs(self) -> list[dict[str, Any]]:
@@ -101,6 +102,15 @@ class Record:
     def frame(self, *settings: str, metric: str | None = None) -> pd.DataFrame:
         """The table as pandas, one row per value; each name in `settings` becomes a column from the run's
         settings."""
+        if metric not in self._frames:  # many claims read the same rows, and reading them is slow
+            self._frames[metric] = self._read(metric)
+        frame = self._frames[metric].copy()
+        for name in settings:
+            values = {run["id"]: setting(run["settings"], name) for run in self.runs}
+            frame[name] = frame["run"].map(values)
+        return frame
+
+    def _read(self, metric: str | None) -> pd.DataFrame:
         table = self.table
         if metric is not None:
             table = table.filter(pc.equal(table["metric"], metric))
@@ -109,9 +119,6 @@ class Record:
         frame = table.to_pandas(use_threads=False)
         for column in ("run", "arm", "layer", "metric"):
             frame[column] = frame[column].astype(str)
-        for name in settings:
-            values = {run["id"]: setting(run["settings"], name) for run in self.runs}
-            frame[name] = frame["run"].map(values)
         return frame
 
 

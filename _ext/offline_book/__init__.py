@@ -9,6 +9,7 @@ launch         Binder, Colab and live-code buttons; the download that installs t
 listings       ``{listing}``: the real source of a function
 provenance     where a chapter's numbers come from, at its foot; ``{recording-times}``
 scoreboard     ``{scoreboard}``: every claim with its measured value and its verdict
+citations      what makes hundreds of them quick
 lab            ``{lab}``: networks that train in the browser, and their images
 =============  ====================================================================================
 """
@@ -17,11 +18,11 @@ from __future__ import annotations
 
 from sphinx.application import Sphinx
 
-from . import assets, lab, launch, listings, provenance, repository, scoreboard
+from . import assets, citations, lab, launch, listings, provenance, repository, scoreboard
 
 
 def setup(app: Sphinx) -> dict[str, object]:
     """Sphinx's entry point."""
-    for room in (repository, assets, lab, launch, listings, provenance, scoreboard):
+    for room in (repository, assets, citations, lab, launch, listings, provenance, scoreboard):
         room.setup(app)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

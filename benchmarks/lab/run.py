@@ -35,12 +35,16 @@ ROOT = HERE.parents[1]
 README = HERE / "README.md"
 ENGINE = [ROOT / "bnlib" / "lab" / name for name in ("engine.js", "engine.wasm")]
 
-# There is no graphics card: the processor computes WebGL and WebGPU too.
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+]
+# There is no graphics card.  The peers get one that the processor computes; the lab needs none.
+WITHOUT_CARD = [*ARGUMENTS, "--disable-gpu"]
+WITH_CARD = [
+    *ARGUMENTS,
     "--use-gl=angle",
     "--use-angle=swiftshader",
     "--enable-unsafe-swiftshader",
@@ -273,9 +277,9 @@ def measure(rounds: int, peers: list[Peer], quick: bool) -> tuple[Results, str]:
         raise SystemExit("chromium is missing: install Debian's chromium to run this benchmark.")
     results = Results()
     with served() as (address, asked), sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        context = browser.new_context()
-        pages = prepare_peers(context, address, peers, results)
+        launch = partial(playwright.chromium.launch, executable_path=chromium)
+        browser, other = launch(args=WITHOUT_CARD), launch(args=WITH_CARD)
+        pages = prepare_peers(other.new_context(), address, peers, results)
         for number in range(rounds):
             print(f"Round {number + 1} of {rounds} …", flush=True)
             for lab in LABS:
@@ -288,6 +292,7 @@ def measure(rounds: int, peers: list[Peer], quick: bool) -> tuple[Results, str]:
                 rates.append(page.evaluate("measure(1)"))
         version = browser.version
         browser.close()
+        other.close()
     results.requests = elsewhere(results.requests)
     return results, version
 

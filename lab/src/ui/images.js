@@ -14,7 +14,7 @@ export function picture(values, height, width, { signed = false, label = null, s
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", label);
   } else canvas.setAttribute("aria-hidden", "true");
-  const context = canvas.getContext("2d");
+  const context = canvas.getContext("2d", { willReadFrequently: true }); // small: no work for the graphics card
   const image = context.createImageData(width, height);
   const largest = values.reduce((most, value) => Math.max(most, Math.abs(value)), 0) || 1;
   values.forEach((value, i) => {

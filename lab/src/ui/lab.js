@@ -241,16 +241,23 @@ function render({ model, el }) {
 
   async function build(mine) {
     const problems = [];
+    // The workers start while the images are read.
+    const made = state.networks.map(() => new Runner(() => made === runners && changed()));
+    const dropped = () => {
+      if (mine === session && !removed) return false;
+      for (const runner of made) runner.end();
+      return true;
+    };
     try {
       status.textContent = brought() ? "Loading the images …" : "Asking the kernel for the images …";
       const loaded = await load(state.data);
-      if (mine !== session || removed) return false;
+      if (dropped()) return false;
       data = loaded;
     } catch (error) {
+      for (const runner of made) runner.end();
       if (mine === session) notify([`The images could not be loaded: ${error.message}.`]);
       return false;
     }
-    const made = state.networks.map(() => new Runner(() => made === runners && changed()));
     runners = made;
     const created = [];
     for (const [i, runner] of made.entries()) {
@@ -263,7 +270,7 @@ function render({ model, el }) {
       await new Promise((resolve) => setTimeout(resolve)); // each gets a copy of the images: time to breathe
     }
     await Promise.all(created);
-    if (mine !== session || removed) return false;
+    if (dropped()) return false;
     if (problems.length) notify(problems);
     return true;
   }
@@ -361,6 +368,8 @@ function render({ model, el }) {
       cleaned.notices.push("These images did not come with this page, so it is the digits here.");
       state = { ...state, data: "digits" };
     }
+    // As soon as they are chosen, so that Run need not wait; if it fails, Run tries again and says so.
+    if (brought()) load(state.data).catch(() => {});
     if (kept) {
       if (target && kept.includes("steps")) target = Math.max(state.steps, time());
       showSettings();
@@ -435,8 +444,6 @@ function render({ model, el }) {
   adopt(state);
   notify([...notice.querySelectorAll("p")].map((p) => p.textContent).concat(first));
   openViews();
-  // With the page, so that Run asks for nothing; MNIST is for those who choose it.
-  if (brought() && state.data === "digits") load("digits").catch(() => {}); // Run tries again, and says so
 
   return () => {
     removed = true;

@@ -48,7 +48,7 @@ export function makePad(changed) {
     role: "application",
     "aria-label": "Drawing pad. Arrow keys move the pen, space puts it down or lifts it, Delete clears.",
   });
-  const context = canvas.getContext("2d");
+  const context = canvas.getContext("2d", { willReadFrequently: true }); // small: no work for the graphics card
   let pen = [SIZE / 2, SIZE / 2];
   let down = false;
   let shown = false;

@@ -42,17 +42,17 @@ export class Runner {
     this.hash = null;
     this.answers = new Map(); // number of a question -> what to call with the answer
     this.asked = 0;
-  }
-
-  /** Resolves once the network stands; rejects with what the engine said against it. */
-  async create(description, data) {
-    this.worker = new Worker(address);
     this.current = null; // the number of the question "run", while it lasts
+    this.worker = new Worker(address);
     this.worker.onmessage = ({ data: message }) => this.hear(message);
     this.worker.onerror = (event) => {
       event.preventDefault?.();
       this.fail(event.message || "The browser did not start the worker.");
     };
+  }
+
+  /** Resolves once the network stands; rejects with what the engine said against it. */
+  async create(description, data) {
     const { layers, backend } = await this.ask("create", {
       description,
       data: data.train,
@@ -64,6 +64,7 @@ export class Runner {
   }
 
   ask(type, content = {}) {
+    if (this.problem) return Promise.reject(new Error(this.problem));
     return new Promise((resolve, reject) => {
       const answer = ++this.asked;
       this.answers.set(answer, [resolve, reject]);
@@ -162,7 +163,7 @@ export class Runner {
 
   /** Whoever waits for an answer hears that there will be none. */
   end() {
-    this.worker?.terminate();
+    this.worker.terminate();
     this.fail("The network was given up.");
   }
 }

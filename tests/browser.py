@@ -148,6 +148,11 @@ def data_sets(page: Any, name: str, /, **params: Any) -> list[list[dict]]:
     )
 
 
+def told(data: list[list[dict]]) -> list:
+    """What a chart's readout says: the texts that are not blank, in a chart's data sets."""
+    return [row["told"] for rows in data for row in rows if str(row.get("told", "")).strip()]
+
+
 def rows_with(data: list[list[dict]], *fields: str) -> list[dict]:
     """The largest data set whose rows have all of ``fields``, the first of those equally large."""
     return max((rows for rows in data if rows and all(field in rows[0] for field in fields)), key=len)

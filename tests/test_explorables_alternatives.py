@@ -1,13 +1,12 @@
 """The figures of chapter 14 compute what pandas, torch and the claims compute, read out of running views."""
 
 import math
-from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from browser import assert_fits, data_sets, drawn, rows_with
+from browser import assert_fits, drawn, rows_with, told
 from sample import record_of
 
 from bnlib import charts, invariances, records
@@ -77,16 +76,6 @@ def page(nets, deep, invariant):
     }
     with drawn(figures, width=390) as page:
         yield page
-
-
-@pytest.fixture
-def view(page):
-    """A function (chart, params) that sets the params and returns the chart's data sets."""
-    return partial(data_sets, page)
-
-
-def told(data: list[list[dict]]) -> list:
-    return [row["told"] for rows in data for row in rows if row.get("told")]
 
 
 def shown(data: list[list[dict]]) -> list:

@@ -2,12 +2,11 @@
 
 import itertools
 import math
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from browser import assert_fits, data_sets, drawn, rows_with
+from browser import assert_fits, drawn, rows_with, told
 from sample import record_of
 
 from bnlib import charts, norms, records
@@ -110,15 +109,6 @@ def page(sized, shifted, trained, ranked):
     }
     with drawn(figures, width=390) as page:
         yield page
-
-
-@pytest.fixture
-def view(page):
-    return partial(data_sets, page)
-
-
-def told(data: list[list[dict]]) -> list[str]:
-    return list(dict.fromkeys(row["told"] for rows in data for row in rows if row.get("told", "").strip()))
 
 
 # --- what normalising m values does to them ---

@@ -1,13 +1,12 @@
 """The figures and explorables of chapter 3 against numpy, read out of running Vega views."""
 
 import math
-from functools import partial
 from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
 import pytest
-from browser import data_sets, drawn, rows_with
+from browser import drawn, rows_with
 from sample import record_of
 
 from bnlib import records
@@ -172,12 +171,6 @@ def page(record, places):
     }
     with drawn(figures) as page:
         yield page
-
-
-@pytest.fixture
-def view(page):
-    """A function (chart, params) that sets the params and returns the chart's data sets."""
-    return partial(data_sets, page)
 
 
 def bins(data: list[list[dict]], arm: str, back: int = 0) -> pd.DataFrame:

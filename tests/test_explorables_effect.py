@@ -1,13 +1,12 @@
 """The explorables of chapter 2 compute what pandas and the claims compute, read out of running Vega views."""
 
 import itertools
-from functools import partial
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from browser import data_sets, drawn, rows_with
+from browser import drawn, rows_with
 from sample import record_of
 
 from bnlib import records
@@ -73,12 +72,6 @@ def page(training: records.Record, robustness: records.Record):
     }
     with drawn(figures) as page:
         yield page
-
-
-@pytest.fixture
-def view(page):
-    """A function (chart, params) that sets the params and returns the chart's data sets."""
-    return partial(data_sets, page)
 
 
 # --- learning curves ---

@@ -2,11 +2,10 @@
 
 import itertools
 import math
-from functools import partial
 
 import numpy as np
 import pytest
-from browser import assert_fits, data_sets, drawn, rows_with
+from browser import assert_fits, drawn, rows_with, told
 from sample import record_of
 
 from bnlib import charts, records, signal_propagation
@@ -81,16 +80,6 @@ def page(wide, deep):
     }
     with drawn(figures, width=390) as page:
         yield page
-
-
-@pytest.fixture
-def view(page):
-    """A function (chart, params) that sets the params and returns the chart's data sets."""
-    return partial(data_sets, page)
-
-
-def told(data: list[list[dict]]) -> list[str]:
-    return [row["told"] for rows in data for row in rows if row.get("told")]
 
 
 def number(words: str) -> float:

@@ -1,12 +1,11 @@
 """The explorables of chapter 5 compute what pandas and the claims compute, read out of running Vega views."""
 
 import itertools
-from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
-from browser import assert_fits, data_sets, drawn, rows_with
+from browser import assert_fits, drawn, rows_with
 from sample import record_of
 
 from bnlib import charts, records
@@ -87,12 +86,6 @@ def page(vgg, linear, grids):
     }
     with drawn(figures) as page:
         yield page
-
-
-@pytest.fixture
-def view(page):
-    """A function (chart, params) that sets the params and returns the chart's data sets."""
-    return partial(data_sets, page)
 
 
 def words_of(data: list[list[dict]]) -> set[str]:

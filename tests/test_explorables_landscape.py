@@ -2,13 +2,12 @@
 
 import itertools
 import math
-from functools import partial
 from statistics import median
 
 import numpy as np
 import pandas as pd
 import pytest
-from browser import assert_fits, data_sets, drawn, rows_with, spec_of
+from browser import assert_fits, drawn, rows_with, spec_of
 from sample import record_of
 
 from bnlib import charts, records
@@ -103,12 +102,6 @@ def page(figures):
     """A page with the charts drawn."""
     with drawn(figures) as page:
         yield page
-
-
-@pytest.fixture
-def view(page):
-    """A function (chart, params) that sets the params and returns the chart's data sets."""
-    return partial(data_sets, page)
 
 
 def words_of(data: list[list[dict]]) -> set[str]:

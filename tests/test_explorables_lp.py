@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from browser import assert_fits, data_sets, drawn, rows_with
+from browser import assert_fits, drawn, rows_with
 from sample import record_of
 
 from bnlib import charts
@@ -86,11 +86,6 @@ def page(record, extra):
     }
     with drawn(figures) as page:
         yield page
-
-
-@pytest.fixture
-def view(page):
-    return lambda name, **params: data_sets(page, name, **params)
 
 
 def words_of(data: list[list[dict]]) -> list[str]:

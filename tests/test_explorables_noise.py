@@ -2,14 +2,13 @@
 Vega views."""
 
 import itertools
-from functools import partial
 from statistics import median
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from browser import data_sets, drawn, rows_with
+from browser import drawn, rows_with
 from sample import record_of
 
 from bnlib import charts, records
@@ -82,12 +81,6 @@ def page(sample: records.Record, strengths: records.Record):
     }
     with drawn(figures, width=390) as page:
         yield page
-
-
-@pytest.fixture
-def view(page):
-    """A function (chart, params) that sets the params and returns the chart's data sets."""
-    return partial(data_sets, page)
 
 
 def words(data: list[list[dict]]) -> set[str]:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from browser import data_sets, drawn, rows_with
+from browser import drawn, rows_with, told
 from sample import record_of
 
 from bnlib import charts, records, theory
@@ -92,16 +92,6 @@ def page(sample, surfaces):
     }
     with drawn(figures, width=390) as page:
         yield page
-
-
-@pytest.fixture
-def view(page):
-    """A function (chart, params) that sets the params and returns the chart's data sets."""
-    return partial(data_sets, page)
-
-
-def told(data: list[list[dict]]) -> list[str]:
-    return [row["told"] for rows in data for row in rows if row.get("told")]
 
 
 def value_of(record: records.Record, metric: str, layer: str, step: int, seed: int) -> float:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from functools import partial
 from statistics import median
 
 import numpy as np
 import pytest
-from browser import assert_fits, data_sets, drawn, rows_with
+from browser import assert_fits, drawn, rows_with, told
 from sample import record_of
 
 from bnlib import charts, records
@@ -124,16 +123,6 @@ def page(lengths, rates, spectra, descent, depths):
     }
     with drawn(figures, width=390) as page:
         yield page
-
-
-@pytest.fixture
-def view(page):
-    """A function (chart, params) that sets the params and returns the chart's data sets."""
-    return partial(data_sets, page)
-
-
-def told(data: list[list[dict]]) -> list[str]:
-    return [row["told"] for rows in data for row in rows if str(row.get("told", "")).strip()]
 
 
 def number(words: str) -> float:

@@ -3,12 +3,11 @@ views."""
 
 import itertools
 import re
-from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
-from browser import assert_fits, data_sets, drawn, rows_with
+from browser import assert_fits, drawn, rows_with
 from sample import record_of
 
 from bnlib import charts, records
@@ -89,12 +88,6 @@ def page(record):
     }
     with drawn(figures) as page:
         yield page
-
-
-@pytest.fixture
-def view(page):
-    """A function (chart, params) that sets the params and returns the chart's data sets."""
-    return partial(data_sets, page)
 
 
 def words_of(data: list[list[dict]]) -> set[str]:

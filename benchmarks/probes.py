@@ -56,6 +56,9 @@ MEASURED: dict[str, Callable[[State], Rows]] = {
     "hessian_spectrum, one draw of ten Lanczos steps": lambda state: list(
         probes.hessian_spectrum(state, steps=10, draws=1)
     ),
+    "relative_spectrum, one draw of ten Lanczos steps": lambda state: list(
+        probes.relative_spectrum(state, steps=10, draws=1)
+    ),
     "turning": lambda state: list(probes.turning(state)),
     "two_modes, two batches": lambda state: list(
         probes.two_modes(state, size=2 * len(state.x), many=len(state.x))

@@ -22,7 +22,7 @@ from bnlib.widgets import Explorer, controls
 
 EXTENSION = Path(__file__).parents[1] / "_ext"
 sys.path.insert(0, str(EXTENSION))
-from offline_book import assets  # noqa: E402
+from offline_book import assets, lab  # noqa: E402
 
 POINTS = [1.0, 2.0, 4.0, 9.0]
 
@@ -68,7 +68,7 @@ def show(browser, site, folder) -> Callable:
             for v in widgets
         )
         saved = json.dumps({"state": state}).replace("</", "<\\/")
-        body = f'<script type="{assets.STATE_TYPE}">{saved}</script>{"".join(views)}'
+        body = f'<script type="{lab.STATE_TYPE}">{saved}</script>{"".join(views)}'
         page_text = f"<!doctype html><html><head>{''.join(head)}</head><body>{body}</body></html>"
         (folder / "page.html").write_text(page_text, encoding="utf-8")
         with browser.new_context(**context) as surroundings:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from bnlib import data, models, probes
-from bnlib.recording import _processor, _versions
+from bnlib.machine import processor, versions
 from bnlib.training import LOSSES, State
 
 Rows = list[tuple[str, str, float]]
@@ -174,9 +174,9 @@ def main() -> None:
     measured = {
         label: costs(norm, dataset, **size) for label, norm in (("standard", "none"), ("BN", "batch"))
     }
-    versions = ", ".join(f"{package} {version}" for package, version in _versions().items())
+    used = ", ".join(f"{package} {version}" for package, version in versions().items())
     print(f"VGG-A, width {size['width']}, batch {size['batch']}, {name}; medians of {size['rounds']} rounds.")
-    print(f"{_processor()}, {os.cpu_count()} cores, 1 thread; {versions}.\n")
+    print(f"{processor()}, {os.cpu_count()} cores, 1 thread; {used}.\n")
     print(*table(measured), sep="\n")
 
 

@@ -9,20 +9,27 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import platform
-import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
-from bnlib import data, directions, identities, invariances, records, signal_propagation, surfaces, training
+from bnlib import (
+    data,
+    directions,
+    identities,
+    invariances,
+    machine,
+    records,
+    signal_propagation,
+    surfaces,
+    training,
+)
 from bnlib.experiments import find
 from bnlib.records import Record, RecordError, Row
 from bnlib.specs import Experiment, Run, canonical
@@ -70,8 +77,8 @@ def record(
         clock = time.monotonic()
         sitting = {
             "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "device": _describe(device),
-            "versions": _versions(),
+            "device": machine.describe(device),
+            "versions": machine.versions(),
             "source_sha256": records.source_digest(),
             "workers": _processes(missing, workers) if device == "cpu" else 1,
             "command": _command(experiment, scale, runs),
@@ -241,30 +248,3 @@ def _side_by_side(runs: list[Run], device: str, workers: int | None, bar: tqdm):
         stop.set()
         follower.join()
         bar.update(counter.value - bar.n)
-
-
-def _describe(device: str) -> dict[str, Any]:
-    if device.startswith("cuda"):
-        return {"type": "cuda", "name": torch.cuda.get_device_name(device)}
-    return {"type": "cpu", "name": _processor(), "cores": os.cpu_count(), "threads_per_run": 1}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _versions() -> dict[str, str]:
-    import numpy
-    import torchvision
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "numpy": numpy.__version__,
-        "bnlib": sys.modules["bnlib"].__version__,
-    }

@@ -1,18 +1,17 @@
 """How fast the lab's networks train in a browser, beside other libraries, in one run.
 
-    python benchmarks/lab/run.py [--rounds N] [--write] [--quick]
+    python benchmarks/lab.py [--rounds N] [--write] [--quick]
 
-The peers come from npm, in the versions of ``package-lock.json``.  README.md says what is measured and how.
+The peers come from npm, in the versions of ``lab/package-lock.json``.  lab/README.md says what is measured
+and how.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
-import datetime
 import json
 import os
-import re
 import shutil
 import subprocess
 import threading
@@ -28,11 +27,12 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
+import report
 from playwright.sync_api import Browser, BrowserContext, Error, Page, sync_playwright
+from report import number
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-README = HERE / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+HERE = ROOT / "benchmarks" / "lab"
 ENGINE = [ROOT / "bnlib" / "lab" / name for name in ("engine.js", "engine.wasm")]
 
 ARGUMENTS = [
@@ -208,7 +208,8 @@ class Results:
         self.first: dict[tuple[str, str], list[float]] = {}  # milliseconds to the first loss
         self.apart: dict[tuple[str, str], float] = {}  # from the engine's losses, relative
         self.refused: dict[str, str] = {}
-        self.three: dict[str, list[dict[str, Any]]] = {}  # what the pages with three networks said
+        self.three: dict[str, list[dict[str, Any]]] = {}  # what the lab's pages with three networks said
+        self.at_once: dict[str, list[list[float]]] = {}  # rates of a peer's three networks side by side
         self.requests: list[str] = []  # after a page with the lab had loaded
 
     def rate(self, title: str, norm: str) -> float | None:
@@ -218,6 +219,11 @@ class Results:
     def together(self, lab: Lab) -> list[float]:
         """Steps per second of each of three networks side by side."""
         return [median(said["rates"][i] for said in self.three[lab.title]) for i in range(len(lab.norms))]
+
+    def slowest(self, title: str) -> float | None:
+        """Steps per second of the slowest of a peer's three networks side by side."""
+        rounds = self.at_once.get(title)
+        return min(median(rates) for rates in zip(*rounds, strict=True)) if rounds else None
 
 
 def measure_lab(browser: Browser, address: str, asked: list[str], lab: Lab, results: Results) -> None:
@@ -245,13 +251,13 @@ def measure_lab(browser: Browser, address: str, asked: list[str], lab: Lab, resu
 
 def prepare_peers(
     context: BrowserContext, address: str, peers: list[Peer], results: Results
-) -> dict[tuple[Peer, str], Page]:
-    """A page for each peer and arm, with its network trained for a few steps and compared with the engine's.
-    The pages stay open, but only the one that is measured works.
+) -> dict[Peer, list[Page]]:
+    """For each peer a page for each of the three networks, trained for a few steps and compared with the
+    engine's.  The pages stay open, but only those that are measured work.
     """
-    pages = {}
+    pages: dict[Peer, list[Page]] = {}
     for peer in peers:
-        for norm in BOTH:
+        for norm in THREE.norms:
             page = context.new_page()
             page.set_default_timeout(PATIENCE)
             page.goto(address + peer.page)
@@ -259,15 +265,29 @@ def prepare_peers(
             try:
                 said = page.evaluate("norm => prepare(norm)", norm)
             except Error as error:
-                results.refused[peer.title] = (
-                    str(error).splitlines()[0].removeprefix("Page.evaluate: Error: ")
-                )
+                reason = str(error).splitlines()[0]
+                results.refused[peer.title] = reason.removeprefix("Page.evaluate: Error: ")
                 page.close()
-                continue
-            results.first[peer.title, norm] = [said["first"]]
+                break
+            results.first.setdefault((peer.title, norm), []).append(said["first"])
             results.apart[peer.title, norm] = said["apart"]
-            pages[peer, norm] = page
+            pages.setdefault(peer, []).append(page)
     return pages
+
+
+def measure_peer(peer: Peer, pages: list[Page], results: Results, seconds: float = 1) -> None:
+    """One round: without a norm alone, with batch norm alone, then all three networks at once.  Each of these
+    has a page of its own, so that the browser may use a core for each."""
+    for norm, page in zip(BOTH, pages, strict=False):
+        rates = results.rates.setdefault((peer.title, norm), [])
+        if not rates or rates[-1] >= SLOW:
+            page.bring_to_front()
+            rates.append(page.evaluate("seconds => measure(seconds)", seconds))
+    rounds = results.at_once.setdefault(peer.title, [])
+    if not rounds or min(rounds[-1]) >= SLOW:
+        for page in pages:
+            page.evaluate("seconds => { window.underWay = measure(seconds); }", 3 * seconds)
+        rounds.append([page.evaluate("window.underWay") for page in pages])
 
 
 def measure(rounds: int, peers: list[Peer], quick: bool) -> tuple[Results, str]:
@@ -284,12 +304,8 @@ def measure(rounds: int, peers: list[Peer], quick: bool) -> tuple[Results, str]:
             print(f"Round {number + 1} of {rounds} …", flush=True)
             for lab in LABS:
                 measure_lab(browser, address, asked, lab._replace(seconds=1) if quick else lab, results)
-            for (peer, norm), page in pages.items():
-                rates = results.rates.setdefault((peer.title, norm), [])
-                if rates and rates[-1] < SLOW:
-                    continue
-                page.bring_to_front()
-                rates.append(page.evaluate("measure(1)"))
+            for peer, its_pages in pages.items():
+                measure_peer(peer, its_pages, results)
         version = browser.version
         browser.close()
         other.close()
@@ -305,20 +321,7 @@ def elsewhere(addresses: list[str]) -> list[str]:
 # --- the report ---------------------------------------------------------------------------------------------
 
 
-def number(value: float | None) -> str:
-    """A rate in a cell of a table."""
-    if value is None:
-        return "–"
-    return f"{value:.1f}" if value < 20 else f"{value:.0f}"
-
-
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Lines of Markdown."""
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return ["| " + " | ".join(row) + " |" for row in (head, rule, *rows)]
-
-
-def report(results: Results, peers: list[Peer], machine: str) -> str:
+def tables(results: Results, peers: list[Peer], machine: str) -> str:
     """Everything as Markdown."""
     rows = []
     for title in [*QUERIES, *(peer.title for peer in peers)]:
@@ -328,24 +331,24 @@ def report(results: Results, peers: list[Peer], machine: str) -> str:
         rates = [number(results.rate(title, norm)) for norm in BOTH]
         first = median(value for norm in BOTH for value in results.first[title, norm])
         rows.append([title, *rates, f"{first:.0f} ms"])
-    alone = table(["one network, steps/s", ARMS["none"], ARMS["batch"], "first loss"], rows)
+    alone = report.table(["one network, steps/s", ARMS["none"], ARMS["batch"], "first loss"], rows)
     together = {lab.title: results.together(lab) for lab in (THREE, NOISY)}
-    three = table(
-        ["three networks side by side, probes every 10 steps", "first", "second", "third"],
-        [
-            [", ".join(ARMS[norm] for norm in lab.norms), *map(number, together[lab.title])]
-            for lab in (THREE, NOISY)
-        ],
-    )
+    rows = [["**the lab**, probes every 10 steps", *map(number, together[THREE.title])]]
+    rows += [["... the third with noise", *map(number, together[NOISY.title])]]
+    for peer in peers:
+        if rounds := results.at_once.get(peer.title):
+            rows.append([peer.title, *(number(median(rates)) for rates in zip(*rounds, strict=True))])
+    head = ["three networks side by side, steps/s of each", *(ARMS[norm] for norm in THREE.norms)]
+    three = report.table(head, rows)
     worst = {norm: max(gap for (_, other), gap in results.apart.items() if other == norm) for norm in BOTH}
     lines = [
         machine,
         "",
-        *alone,
+        alone,
         "",
-        *three,
+        three,
         "",
-        *goals(results, together[THREE.title]),
+        goals(results, together[THREE.title]),
         "",
         "From the same weights on the same batches, the losses of the first three steps differ from the "
         f"lab's by at most {worst['none']:.0e} of their value without a norm and {worst['batch']:.0e} with "
@@ -354,76 +357,40 @@ def report(results: Results, peers: list[Peer], machine: str) -> str:
     return "\n".join(lines)
 
 
-def goals(results: Results, three: list[float]) -> list[str]:
+def goals(results: Results, three: list[float]) -> str:
     """What the lab promises, beside what was measured."""
+    rows = report.Goals()
 
     def ratio(peers: list[Peer], bound: float, what: str) -> None:
-        """By how much the lab is faster than the fastest of these with the same norm."""
-        fastest = []
+        """By how much the lab is faster than the fastest of these: three networks and three, one and one."""
+        others = [rate for peer in peers if (rate := results.slowest(peer.title))]
+        if not others:
+            return
+        title = f"three networks, their slowest, times as fast as {what}"
+        rows.least(title, bound, min(three) / max(others))
+        one = []
         for norm in BOTH:
             rates = [results.rate(peer.title, norm) for peer in peers]
-            fastest.append(max((rate for rate in rates if rate), default=None))
-        if None in fastest:
-            return
-        one = [results.rate(ALONE, norm) / other for norm, other in zip(BOTH, fastest, strict=True)]
-        each = [rate / other for rate, other in zip(three, fastest, strict=False)]
-        found = f"{number(one[0])} and {number(one[1])}"
-        rows.append(
-            [f"one network, times as fast as {what}", f"at least {bound}", found, met(min(one) >= bound)]
-        )
-        found = f"{number(each[0])} and {number(each[1])}"
-        rows.append(["... each of three with probes, beside it alone without", "", found, ""])
+            one.append(results.rate(ALONE, norm) / max(rate for rate in rates if rate))
+        rows.remark("... one network beside one, without and with batch norm", " and ".join(map(number, one)))
 
-    def met(good: bool) -> str:
-        return "yes" if good else "**no**"
-
-    def least(what: str, bound: float, found: float, unit: str = "steps/s") -> None:
-        rows.append([what, f"at least {bound} {unit}", number(found), met(found >= bound)])
-
-    def most(what: str, bound: float, found: float, unit: str) -> None:
-        rows.append([what, f"at most {bound} {unit}", f"{found:.0f}", met(found <= bound)])
-
-    rows: list[list[str]] = []
-    least("three networks, probes every 10 steps: the slowest", 100, min(three))
+    rows.least("three networks, probes every 10 steps: the slowest", 100, min(three), "steps/s")
     for title, bound in ((ALONE, 200), (PLAIN, 12)):
         slower = min(results.rate(title, norm) for norm in BOTH)
-        least(f"one network, {title.strip('*')}: the slower of both", bound, slower)
-    ratio(STOCK, 50, "the fastest stock TensorFlow.js, without and with batch norm")
+        rows.least(f"one network, {title.strip('*')}: the slower of both", bound, slower, "steps/s")
+    ratio(STOCK, 50, "the fastest stock TensorFlow.js")
     ratio(HOME_MADE[:1], 10, "its wasm, filter gradient as a product")
     ratio(HOME_MADE, 10, "its wasm, fastest home-made filter gradient")
     times = ("sinceClick", "sinceLoad", "gapStart", "gap")
-    said = {key: [one[key] for one in results.three[THREE.title]] for key in times}
-    most("three networks: from the click on Run to the first number", 300, median(said["sinceClick"]), "ms")
-    rows.append(["... from the page's address to it", "", f"{median(said['sinceLoad']):.0f}", ""])
-    most("longest time the page does not react, until the first number", 50, median(said["gapStart"]), "ms")
-    most("... from then on", 50, median(said["gap"]), "ms")
-    most("engine and worker, minified", 40, sum(path.stat().st_size for path in ENGINE) / 1000, "kB")
-    most("requests after the page has loaded", 0, len(results.requests), "requests")
-    return table(["what", "goal", "measured", "met"], rows)
-
-
-def machine_and_date(chromium: str, rounds: int, load: float) -> str:
-    """On what, with what and when."""
-    from bnlib.recording import _processor
-
-    peers = json.loads((HERE / "package.json").read_text())["dependencies"]
-    versions = ", ".join(f"{name} {version}" for name, version in peers.items())
-    today = datetime.date.today().isoformat()
-    text = (
-        f"{today}. {_processor()}, {os.cpu_count()} cores, no graphics card; Chromium {chromium}, headless; "
-        f"{versions}. Medians of {rounds} {'round' if rounds == 1 else 'rounds'}."
-    )
-    if load > 0.5:
-        text += f" Other programs were at work (load {load:.1f}): this machine can do better."
-    return text
-
-
-def write(text: str) -> None:
-    """Put the report between the marks in README.md."""
-    begin, end = "<!-- measured -->", "<!-- end -->"
-    old = README.read_text(encoding="utf-8")
-    new = re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{text}\n{end}", old, flags=re.DOTALL)
-    README.write_text(new, encoding="utf-8")
+    said = {key: median(one[key] for one in results.three[THREE.title]) for key in times}
+    rows.most("three networks: from the click on Run to the first number", 300, said["sinceClick"], "ms")
+    rows.remark("... from the page's address to it", number(said["sinceLoad"]))
+    rows.most("longest time the page does not react, until the first number", 50, said["gapStart"], "ms")
+    rows.most("... from then on", 50, said["gap"], "ms")
+    size = sum(path.stat().st_size for path in ENGINE) / 1000
+    rows.most("engine and worker, minified", 40, size, "kB")
+    rows.most("requests after the page has loaded", 0, len(results.requests))
+    return rows.table()
 
 
 def main() -> None:
@@ -439,10 +406,17 @@ def main() -> None:
     if not arguments.quick:
         fetch_peers()
     results, version = measure(rounds, peers, arguments.quick)
-    text = report(results, peers, machine_and_date(version, rounds, load))
+    peer_versions = json.loads((HERE / "package.json").read_text())["dependencies"]
+    about = [
+        report.machine(load=load),
+        f"No graphics card; Chromium {version}, headless;",
+        ", ".join(f"{name} {number}" for name, number in peer_versions.items()) + ".",
+        f"Medians of {rounds} {'round' if rounds == 1 else 'rounds'}.",
+    ]
+    text = tables(results, peers, " ".join(about))
     print(f"\n{text}\n\n{time.monotonic() - began:.0f} s")
     if arguments.write:
-        write(text)
+        report.write("measured", text, HERE / "README.md")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,34 @@
+"""On what and with what a result was made."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from bnlib import __version__
+
+
+def describe(device: str) -> dict[str, Any]:
+    """The device that runs are done on, "cpu" or "cuda"."""
+    if device.startswith("cuda"):
+        return {"type": "cuda", "name": import_module("torch").cuda.get_device_name(device)}
+    return {"type": "cpu", "name": processor(), "cores": os.cpu_count(), "threads_per_run": 1}
+
+
+def processor() -> str:
+    """The processor's name, as well as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of everything that can change a result."""
+    modules = {name: import_module(name) for name in ("torch", "torchvision", "numpy")}
+    packages = {name: module.__version__ for name, module in modules.items()}  # with "+cu130" and the like
+    return {"python": platform.python_version(), **packages, "bnlib": __version__}

@@ -12,6 +12,7 @@ from pathlib import Path
 from bnlib.machine import processor
 
 README = Path(__file__).resolve().parent / "README.md"
+HEAD = ["what", "goal", "measured", "met"]  # of a table of goals
 BUSY = 0.5  # a load before the first measurement that is worth a word
 
 
@@ -22,9 +23,11 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def number(value: float | None) -> str:
-    """Two to three digits, which is what timings are good for."""
+    """Two to three digits, which is what timings are good for; whole numbers as they are."""
     if value is None:
         return "–"
+    if isinstance(value, int):
+        return str(value)
     return f"{value:.2f}" if abs(value) < 2 else f"{value:.1f}" if abs(value) < 20 else f"{value:.0f}"
 
 
@@ -52,7 +55,7 @@ class Goals:
 
     def table(self) -> str:
         """One row for each goal."""
-        return table(["what", "goal", "measured", "met"], self.rows)
+        return table(HEAD, self.rows)
 
     def _add(self, what: str, goal: str, found: float, met: bool) -> None:
         self.rows.append([what, goal.strip(), number(found), "yes" if met else "**no**"])
@@ -71,10 +74,30 @@ def machine(*packages: str, load: float | None = None) -> str:
 
 
 def write(section: str, text: str, readme: Path = README) -> None:
-    """Put `text` between the section's marks in the README; the marks must be there."""
-    begin, end = f"<!-- {section} -->", f"<!-- end {section} -->"
+    """Put `text` between the section's marks in the README, which must be there.
+
+    The section `goals` of the README, where it has one, repeats every goal of the other sections.
+    """
     old = readme.read_text(encoding="utf-8")
-    if not re.search(f"{begin}.*{end}", old, flags=re.DOTALL):
-        raise SystemExit(f"{readme} has no place for this table: it lacks the line {begin} or {end}.")
-    new = re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{text}\n{end}", old, flags=re.DOTALL)
+    new = _replaced(old, section, text)
+    if "<!-- goals -->" in new:
+        new = _replaced(new, "goals", table(HEAD, _goals(_replaced(new, "goals", ""))))
     readme.write_text(new, encoding="utf-8")
+
+
+def _replaced(readme: str, section: str, text: str) -> str:
+    begin, end = f"<!-- {section} -->", f"<!-- end {section} -->"
+    if not re.search(f"{begin}.*{end}", readme, flags=re.DOTALL):
+        raise SystemExit(f"The README has no place for this table: it lacks the line {begin} or {end}.")
+    return re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{text}\n{end}", readme, flags=re.DOTALL)
+
+
+def _goals(readme: str) -> list[list[str]]:
+    """The rows of all tables of goals, without remarks."""
+    rows, inside = [], False
+    for line in readme.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+        inside = cells == HEAD or (inside and bool(cells))
+        if inside and cells != HEAD and cells[1] and not cells[0].startswith("---"):
+            rows.append(cells)
+    return rows

@@ -1,8 +1,7 @@
 """Images for the lab in the browser: a data set as one small packet of bytes.
 
 The page of a static book brings the packet as a script, a running notebook sends it on request
-(`bnlib.widgets.Lab`); so it stands in no notebook. This module never imports torch by itself; the data sets
-come from `bnlib.data`, which does, when a packet is made.
+(`bnlib.widgets.Lab`); so it stands in no notebook. No torch here: the book is built without it.
 """
 
 from __future__ import annotations
@@ -11,6 +10,8 @@ import zlib
 from typing import Any
 
 import numpy as np
+
+from bnlib import images
 
 # Data set -> how many training and test images of each; None: all. MNIST's packet stays below 3 MB.
 SIZES: dict[str, tuple[int, int] | None] = {"digits": None, "mnist": (10_000, 2_000)}
@@ -23,31 +24,24 @@ def pack(name: str) -> tuple[dict[str, Any], bytes]:
     first, row by row, followed by one byte per label. ``about`` has ``height``, ``width``, ``classes``, the
     numbers ``train`` and ``test`` of images, and ``mean`` and ``deviation`` of the pixels of these training
     images: the networks see (pixel - mean) / deviation. The first images of each part are taken, in the order
-    of `bnlib.data`. Nothing is downloaded. Raises ValueError for an unknown name and bnlib.data.DataError
-    where the data set is not there.
+    of `bnlib.images`. Nothing is downloaded. Raises ValueError for an unknown name and
+    bnlib.images.DataError where the data set is not there.
     """
     if name not in SIZES:
         raise ValueError(f"The lab has no data set {name!r}: choose one of {', '.join(SIZES)}.")
-    from bnlib import data  # imports torch: only who makes a packet needs it
-
-    dataset = data.load(name, download=False)
+    arrays = images.load(name, download=False)
     train, test = SIZES[name] or (None, None)
-    x_train, x_test = _pixels(dataset.x_train[:train], dataset.x_test[:test])
-    parts = [x_train, x_test, dataset.y_train[:train].numpy(), dataset.y_test[:test].numpy()]
-    packet = zlib.compress(b"".join(part.astype(np.uint8).tobytes() for part in parts))
+    kept = {part: array[: train if part.endswith("train") else test] for part, array in arrays.items()}
+    parts = [kept[part] for part in ("x_train", "x_test", "y_train", "y_test")]
+    packet = zlib.compress(b"".join(part.tobytes() for part in parts))
+    pixels = parts[0]
     about = {
-        "height": x_train.shape[-2],
-        "width": x_train.shape[-1],
-        "classes": dataset.classes,
-        "train": len(parts[0]),
+        "height": pixels.shape[1],
+        "width": pixels.shape[2],
+        "classes": images.CLASSES,
+        "train": len(pixels),
         "test": len(parts[1]),
-        "mean": float(parts[0].mean(dtype=np.float64)),
-        "deviation": float(parts[0].std(dtype=np.float64)),
+        "mean": float(pixels.mean(dtype=np.float64)),
+        "deviation": float(pixels.std(dtype=np.float64)),
     }
     return about, packet
-
-
-def _pixels(*parts: Any) -> list[np.ndarray]:
-    """Normalised tensors (N, 1, H, W) back to grey values 0..255; both ends occur in the first part."""
-    low, high = float(parts[0].min()), float(parts[0].max())
-    return [np.rint((x.squeeze(1).numpy() - low) * (255 / (high - low))).clip(0, 255) for x in parts]

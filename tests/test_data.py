@@ -5,7 +5,6 @@ import hashlib
 import http.client
 import itertools
 import os
-import pickle
 import socket
 import struct
 import subprocess
@@ -13,14 +12,17 @@ import sys
 import threading
 import time
 import urllib.error
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from torchvision.datasets import CIFAR10
 
-from bnlib import data
+from bnlib import cifar_batches, data, images
 from bnlib.data import DataError, Dataset, batches, linear_map, load, probe_batch
 
 IDX = {
@@ -36,11 +38,11 @@ DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 def no_download(monkeypatch):
     """A test that would reach for the network fails instead; tests of the download replace this."""
 
-    def refuse(self):
+    def refuse(*args, **kwargs):
         raise AssertionError("this test must not download")
 
     monkeypatch.setattr(torchvision.datasets.MNIST, "download", refuse)
-    monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", refuse)
+    monkeypatch.setattr(torchvision.datasets.utils, "download_and_extract_archive", refuse)
 
 
 def small(shape, n_train=40, n_test=20, seed=0):
@@ -69,22 +71,46 @@ def write_mnist(root, arrays, compress=False):
     return folder
 
 
+def text(value):
+    """A string as Python 2 pickles it."""
+    return (b"U" + bytes([len(value)]) if len(value) < 256 else b"T" + struct.pack("<I", len(value))) + value
+
+
+def cifar10_batch(x, y):
+    """Images (N, 32, 32, 3) and labels as a batch of CIFAR-10: written with Python 2 and its NumPy."""
+    rows = x.transpose(0, 3, 1, 2).reshape(len(x), -1).tobytes()
+    numbers = b"".join(b"K" + bytes([label]) for label in y.tolist())
+    names = b"".join(text(b"toad_s_%06d.png" % n) + b"r" + struct.pack("<I", 256 + n) for n in range(len(y)))
+    dtype = b"cnumpy\ndtype\nq\x0b" + text(b"u1") + b"K\x00K\x01\x87Rq\x0c"
+    dtype += b"(K\x03" + text(b"|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    array = b"cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08"
+    array += b"K\x00\x85" + text(b"b") + b"\x87Rq\n"
+    array += b"(K\x01J" + struct.pack("<I", len(x)) + b"M\x00\x0c\x86" + dtype + b"\x89" + text(rows) + b"tb"
+    items = {
+        b"batch_label": text(b"training batch 1 of 5") + b"q\x03",
+        b"labels": b"]q\x05(" + numbers + b"e",
+        b"data": array,
+        b"filenames": b"]q\x0e(" + names + b"e",
+    }
+    content = b"".join(text(key) + b"q\x02" + value for key, value in items.items())
+    return b"\x80\x02}q\x01(" + content + b"u."
+
+
 def write_cifar10(root, arrays, monkeypatch):
-    """torchvision's layout, and torchvision's list of MD5 sums made to fit it."""
+    """torchvision's layout, and the list of MD5 sums made to fit it."""
     folder = Path(root) / "cifar-10-batches-py"
     folder.mkdir(parents=True, exist_ok=True)
 
     def write(file, x, y):
-        batch = {"data": x.transpose(0, 3, 1, 2).reshape(len(x), -1), "labels": y.tolist()}
-        content = pickle.dumps(batch)
+        content = cifar10_batch(x, y)
         (folder / file).write_bytes(content)
-        return [file, hashlib.md5(content).hexdigest()]
+        return file, hashlib.md5(content).hexdigest()
 
     pieces = zip(np.split(arrays["x_train"], 5), np.split(arrays["y_train"], 5), strict=True)
-    train = [write(f"data_batch_{i}", x, y) for i, (x, y) in enumerate(pieces, 1)]
-    test = [write("test_batch", arrays["x_test"], arrays["y_test"])]
-    monkeypatch.setattr(torchvision.datasets.CIFAR10, "train_list", train)
-    monkeypatch.setattr(torchvision.datasets.CIFAR10, "test_list", test)
+    train = dict(write(f"data_batch_{i}", x, y) for i, (x, y) in enumerate(pieces, 1))
+    test = dict([write("test_batch", arrays["x_test"], arrays["y_test"])])
+    monkeypatch.setattr(images, "_CIFAR10_TRAIN", train)
+    monkeypatch.setattr(images, "_CIFAR10_TEST", test)
     return folder
 
 
@@ -127,10 +153,17 @@ def test_digits_are_embedded_split_and_stratified():
     assert all(abs(t - n / 5) < 1 for t, n in zip(digits.y_test.bincount().tolist(), whole, strict=True))
 
 
+def test_digits_without_scikit_learn(monkeypatch):
+    """An installation that only shows what is recorded has none."""
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setattr(data, "_loaded", {})
+    assert "pip install scikit-learn" in refusal("digits")
+
+
 def test_digits_split_never_changes():
     """Records refer to this split, so it is pinned to its bytes."""
-    arrays = data._digits()
-    digest = hashlib.sha256(b"".join(arrays[part].tobytes() for part in data._PARTS)).hexdigest()
+    arrays = images._digits()
+    digest = hashlib.sha256(b"".join(arrays[part].tobytes() for part in images.PARTS)).hexdigest()
     assert digest == "17a5420f731c6eccaba72b161aac619d63b8e857adee1f685979c8f7abcbedfd"
 
 
@@ -138,7 +171,7 @@ def test_digits_keep_the_order_of_the_grey_values():
     from sklearn.datasets import load_digits
 
     original = load_digits().images
-    arrays = data._digits()
+    arrays = images._digits()
     greys = np.unique(np.concatenate([arrays["x_train"], arrays["x_test"]]))
     assert len(greys) == len(np.unique(original)) == 17
     assert greys[0] == 0
@@ -202,6 +235,30 @@ def test_loaded_once(tmp_path):
     assert load("mnist", root=tmp_path, dtype=torch.float64) is not first
 
 
+def test_fingerprint_is_that_of_the_arrays_in_whatever_layout(tmp_path, monkeypatch):
+    arrays = small((32, 32, 3))
+    write_cifar10(tmp_path / "batches", arrays, monkeypatch)
+    for name, changed in (("archive", {}), ("other", {"y_test": arrays["y_test"][::-1]})):
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "cifar10.npz", **arrays | changed)
+    one, same, other = (
+        data.fingerprint("cifar10", tmp_path / name) for name in ("batches", "archive", "other")
+    )
+    assert one == same != other
+    assert data.fingerprint("digits") == data.fingerprint("digits") != one
+
+
+def test_data_that_change_under_the_process_are_noticed(tmp_path, monkeypatch):
+    path = tmp_path / "mnist.npz"
+    np.savez(path, **small((28, 28)))
+    load("mnist", root=tmp_path)
+    before = data.fingerprint("mnist", tmp_path)
+    np.savez(path, **small((28, 28), seed=1))
+    assert data.fingerprint("mnist", tmp_path) == before  # of what was loaded
+    message = refusal("mnist", root=tmp_path, dtype=torch.float64)
+    assert f"{path} has changed since this process first read it" in message
+
+
 def test_repr_shows_no_tensor():
     assert len(repr(load("digits"))) < 100
 
@@ -231,7 +288,7 @@ def test_torchvision_layouts_equal_the_archives(tmp_path, monkeypatch):
     np.savez_compressed(tmp_path / "archives" / "cifar10.npz", **cifar10)
     for name, root in (("mnist", "plain"), ("mnist", "compressed"), ("cifar10", "plain")):
         ours, theirs = load(name, root=tmp_path / root), load(name, root=tmp_path / "archives")
-        for part in data._PARTS:
+        for part in images.PARTS:
             assert torch.equal(getattr(ours, part), getattr(theirs, part))
 
 
@@ -359,30 +416,69 @@ def test_incomplete_or_damaged_cifar10_folder(tmp_path, monkeypatch, file):
     assert f"{file} is missing" in refusal("cifar10", root=tmp_path)
 
 
-class Trap:
-    """A pickle that leaves a trace when it is loaded."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (os.fspath(self.path),)
+def trap(path):
+    """A pickle that makes a folder when it is loaded."""
+    return f"cposix\nmkdir\n(S'{path}'\ntR.".encode()
 
 
-def test_foreign_pickles_are_never_loaded(tmp_path, monkeypatch):
-    trap = pickle.dumps(Trap(tmp_path / "sprung"))
+def test_what_a_pickle_asks_for_is_never_done(tmp_path, monkeypatch):
+    sprung = tmp_path / "sprung"
     folder = write_cifar10(tmp_path, small((32, 32, 3)), monkeypatch)
-    (folder / "data_batch_1").write_bytes(trap)
+    batch = (folder / "data_batch_1").read_bytes()
+    (folder / "data_batch_1").write_bytes(trap(sprung))
     assert "MD5" in refusal("cifar10", root=tmp_path)
+    # As if it were the original's sum; alone, and inside a batch.
+    inside = batch.replace(text(b"training batch 1 of 5"), trap(sprung)[:-1])
+    for content in (trap(sprung), inside):
+        (folder / "data_batch_1").write_bytes(content)
+        md5 = hashlib.md5(content).hexdigest()
+        monkeypatch.setitem(images._CIFAR10_TRAIN, "data_batch_1", md5)
+        assert "data_batch_1 is damaged (it cannot be followed" in refusal("cifar10", root=tmp_path)
 
     arrays = small((28, 28))
-    np.savez(
-        tmp_path / "mnist.npz", **arrays | {"y_test": np.array([Trap(tmp_path / "sprung")], dtype=object)}
-    )
+    np.savez(tmp_path / "mnist.npz", **arrays)
+    with zipfile.ZipFile(tmp_path / "mnist.npz") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "mnist.npz", "w") as archive:
+        for name, content in members.items():
+            header = b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (20,), }"
+            objects = header.ljust(127) + b"\n" + trap(sprung)
+            archive.writestr(name, objects if name == "y_test.npy" else content)
+    message = refusal("mnist", root=tmp_path)
+    assert "mnist.npz is damaged" in message and "allow_pickle" in message
+    (tmp_path / "mnist.npz").write_bytes(trap(sprung))
     assert "mnist.npz is damaged" in refusal("mnist", root=tmp_path)
-    (tmp_path / "mnist.npz").write_bytes(trap)
-    assert "mnist.npz is damaged" in refusal("mnist", root=tmp_path)
-    assert not (tmp_path / "sprung").exists()
+    assert not sprung.exists()
+
+
+def test_every_part_of_a_batch_counts():
+    """Whatever is cut or exchanged: one ValueError, or the very same arrays where it is nobody's business."""
+    arrays = small((32, 32, 3), n_train=3)
+    x, y = arrays["x_train"], arrays["y_train"]
+    good = cifar10_batch(x, y)
+    rows, labels = cifar_batches.read(good)
+    np.testing.assert_array_equal(rows.reshape(3, 3, 32, 32).transpose(0, 2, 3, 1), x)
+    np.testing.assert_array_equal(labels, y)
+    for end in range(len(good)):
+        with pytest.raises(ValueError):
+            cifar_batches.read(good[:end])
+    exchanged = {
+        "labels that are too many": (text(b"labels") + b"q\x02]q\x05(", b"K\x00"),
+        "a label that is none": (text(b"labels") + b"q\x02]q\x05(K", b"\x0c"),
+    }
+    for before, added in exchanged.values():
+        start = good.index(before) + len(before)
+        rest = good[start + (before[-1:] == b"K") :]
+        with pytest.raises(ValueError, match="labels"):
+            cifar_batches.read(good[:start] + added + rest)
+    for old, new in (
+        (b"u1", b"i1"),
+        (b"ndarray", b"matrix."),
+        (b"M\x00\x0c", b"M\x00\x0b"),
+        (b"data", b"Data"),
+    ):
+        with pytest.raises(ValueError):
+            cifar_batches.read(good.replace(old, new))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.99, 0.9999])
@@ -409,11 +505,12 @@ def test_one_wrong_byte_in_an_archive(tmp_path, save):
         spoilt[position] ^= int(rng.integers(1, 256))
         path.write_bytes(spoilt)
         try:
-            found, _ = data._uint8("mnist", tmp_path, download=False)
+            images._fingerprints.clear()
+            found = images.load("mnist", tmp_path, download=False)
         except DataError:
             refused += 1
         else:
-            assert all(np.array_equal(found[part], arrays[part]) for part in data._PARTS)
+            assert all(np.array_equal(found[part], arrays[part]) for part in images.PARTS)
     assert refused > 150
 
 
@@ -495,8 +592,15 @@ def test_unreadable_file(tmp_path, monkeypatch, layout):
 # Downloading
 
 
-def fake_download(monkeypatch, write, name="MNIST"):
-    monkeypatch.setattr(getattr(torchvision.datasets, name), "download", write)
+def fake_download(monkeypatch, write):
+    """`write` in the place of torchvision's download; it finds the folder in its argument's `root`."""
+    monkeypatch.setattr(torchvision.datasets.MNIST, "download", write)
+
+    def archive(url, root, filename, md5):
+        assert (url, filename, md5) == (CIFAR10.url, CIFAR10.filename, CIFAR10.tgz_md5)
+        write(SimpleNamespace(root=root))
+
+    monkeypatch.setattr(torchvision.datasets.utils, "download_and_extract_archive", archive)
 
 
 def leftovers(root):
@@ -510,34 +614,34 @@ def test_download_of_mnist(tmp_path, monkeypatch):
     ours = load("mnist", root=root)
     np.testing.assert_array_equal(ours.y_train.numpy(), arrays["y_train"])
     assert leftovers(root) == ["MNIST"]
-    found, where = data._find("mnist", root)
+    found, where = images._find("mnist", root)
     assert where == root / "MNIST" / "raw"
     assert np.array_equal(found["x_train"], arrays["x_train"])
 
 
 def test_download_of_cifar10(tmp_path, monkeypatch):
     arrays = small((32, 32, 3))
-    meta = pickle.dumps({"label_names": list("0123456789")})
-    digest = hashlib.md5(meta).hexdigest()
-    listed = {"filename": "batches.meta", "key": "label_names", "md5": digest}
-    monkeypatch.setattr(torchvision.datasets.CIFAR10, "meta", listed)
 
     def write(self):
-        folder = write_cifar10(self.root, arrays, monkeypatch)
-        (folder / "batches.meta").write_bytes(meta)
+        write_cifar10(self.root, arrays, monkeypatch)
         (Path(self.root) / "cifar-10-python.tar.gz").write_bytes(b"what torchvision leaves beside it")
 
-    fake_download(monkeypatch, write, "CIFAR10")
+    fake_download(monkeypatch, write)
     ours = load("cifar10", root=tmp_path)
     np.testing.assert_allclose(ours.x_train.numpy(), reference(arrays, "x_train"), atol=1e-6)
     assert leftovers(tmp_path) == ["cifar-10-batches-py"]
+
+
+def test_sums_of_cifar10_are_those_of_torchvision():
+    assert list(images._CIFAR10_TRAIN.items()) == [tuple(each) for each in CIFAR10.train_list]
+    assert list(images._CIFAR10_TEST.items()) == [tuple(each) for each in CIFAR10.test_list]
 
 
 def test_empty_folder_does_not_stand_in_the_way(tmp_path, monkeypatch):
     (tmp_path / "MNIST" / "raw").mkdir(parents=True)
     fake_download(monkeypatch, lambda self: write_mnist(self.root, small((28, 28))))
     load("mnist", root=tmp_path)
-    assert data._find("mnist", tmp_path) is not None
+    assert images._find("mnist", tmp_path) is not None
 
 
 class Half:
@@ -588,7 +692,7 @@ def test_network_that_fails(tmp_path, monkeypatch, name, network):
     assert f"{name}.npz" in message
     assert "BNLIB_DATA" in message
     assert leftovers(tmp_path) == []
-    assert data._find(name, tmp_path) is None
+    assert images._find(name, tmp_path) is None
 
 
 def test_network_timeout_is_set_and_given_back(tmp_path, monkeypatch):
@@ -601,7 +705,7 @@ def test_network_timeout_is_set_and_given_back(tmp_path, monkeypatch):
     socket.setdefaulttimeout(77.0)
     try:
         load("mnist", root=tmp_path)
-        assert seen == [data._NETWORK_TIMEOUT]
+        assert seen == [images._NETWORK_TIMEOUT]
         assert socket.getdefaulttimeout() == 77.0
     finally:
         socket.setdefaulttimeout(before)
@@ -657,7 +761,7 @@ def test_download_that_is_damaged_is_not_kept(tmp_path, monkeypatch):
 KILLED = """
 import os, pathlib, signal, sys
 import torchvision
-from bnlib import data
+from bnlib import cifar_batches, data, images
 
 def killed(self):
     folder = pathlib.Path(self.raw_folder)
@@ -730,7 +834,7 @@ def test_read_only_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "rename", read_only)
     assert "cannot be downloaded to it (Read-only file system)" in refusal("mnist", root=tmp_path)
     assert leftovers(tmp_path) in ([], ["MNIST"])
-    assert data._find("mnist", tmp_path) is None
+    assert images._find("mnist", tmp_path) is None
 
 
 # The order of the batches

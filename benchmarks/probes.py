@@ -1,11 +1,14 @@
 """What each probe costs, in units of a training step, on the quarter-width VGG-A of the laptop scale.
 
-    python benchmarks/probes.py [--rounds N] [--quick]
+    python benchmarks/probes.py [--write] [--rounds N] [--quick]
 
 One thread, as in a recording on a CPU.  In every round the training step and all probes take their turn; the
 table gives medians, over the rounds, of the ratio of two times of the same round.  Times are CPU times, so
 that other work on the machine counts as little as possible.  Batch 128, all layers; CIFAR-10 if it is there,
 and else random images of that shape, which cost the same.
+
+"Alone" is the probe by itself.  "In a run" is what it adds to the step that follows, which uses the pass that
+the probe has made at the same weights, if it has made one.
 """
 
 from __future__ import annotations
@@ -15,14 +18,16 @@ import copy
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import median
 
+import report
 import torch
 from torch import Tensor, nn
 
 from bnlib import data, models, probes
-from bnlib.machine import processor, versions
 from bnlib.training import LOSSES, State
+from bnlib.updates import Alone
 
 Rows = list[tuple[str, str, float]]
 LENGTHS = [1e-3, 1e-2, 1e-1]
@@ -116,57 +121,65 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def costs(norm: str, dataset: data.Dataset, batch: int, width: float, rounds: int) -> dict[str, list[float]]:
-    """Seconds of a training step ("step") and of each probe in every round."""
+    """Seconds of a training step ("step"), of each probe alone (its name), and of each probe with the step
+    after it (its name and "+"), in every round."""
     model = models.initialise(models.vgg(width=width, norm=norm), seed=0)
     model = model.to(memory_format=torch.channels_last)
     x, y = dataset.x_train[:batch], dataset.y_train[:batch]
-    state = State(0, model, x, y, 0.1, dataset, LOSSES["cross_entropy"])
-    trained = copy.deepcopy(model)  # its own network, so that the probes see the same one in every round
-    optimiser = torch.optim.SGD(trained.parameters(), lr=0.01)
+    state = State(0, model, x, y, 0.1, dataset, LOSSES["cross_entropy"], shared=True)
+    # A learning rate of 0, so that the probes see the same network in every round; a step costs the same.
+    update = Alone(model, dataset, state.loss, torch.optim.SGD(model.parameters(), lr=0.0))
+    first = torch.arange(batch)[None]
 
-    def step() -> None:
-        optimiser.zero_grad(set_to_none=True)
-        state.loss(trained(x), y).backward()
-        optimiser.step()
-
-    calls: dict[str, Callable[[], object]] = {"step": step}
-    calls |= {name: lambda probe=probe: probe(state) for name, probe in MEASURED.items()}
     rows = MEASURED[OURS](state)
     ours = [value for _, metric, value in rows if metric == "shift_l2"]
     theirs = [value for _, _, value in naive_covariate_shift(state)]
     if not torch.allclose(torch.tensor(ours), torch.tensor(theirs), rtol=1e-2, atol=1e-5):
         raise AssertionError(f"The two ways must measure the same shift, not {ours} and {theirs}.")
-    taken: dict[str, list[float]] = {name: [] for name in calls}
+    taken: dict[str, list[float]] = {name: [] for name in ("step", *MEASURED, *(f"{n}+" for n in MEASURED))}
     for _ in range(rounds + 1):
-        for name, call in calls.items():
-            taken[name].append(seconds(call))
+        taken["step"].append(seconds(lambda: update(first)))
+        for name, probe in MEASURED.items():
+            fresh = replace(state)
+            taken[name].append(seconds(lambda probe=probe, fresh=fresh: probe(fresh)))
+            after = seconds(lambda fresh=fresh: update(first, [fresh])) if fresh.made else taken["step"][-1]
+            taken[f"{name}+"].append(taken[name][-1] + after)
     return {name: times[1:] for name, times in taken.items()}  # the first round warms up
 
 
-def table(measured: dict[str, dict[str, list[float]]]) -> list[str]:
-    """The lines of the report, as Markdown; `measured` is by norm and by name."""
-
-    def line(title: str, cell: Callable[[dict[str, list[float]]], str]) -> str:
-        return f"| {title} | " + " | ".join(cell(taken) for taken in measured.values()) + " |"
+def table(measured: dict[str, dict[str, list[float]]]) -> str:
+    """The report as Markdown; `measured` is by norm and by name."""
 
     def ratio(taken: dict[str, list[float]], name: str, unit: str) -> float:
         return median(a / b for a, b in zip(taken[name], taken[unit], strict=True))
 
-    return [
-        "| cost in training steps | " + " | ".join(measured) + " |",
-        "|---|" + "---:|" * len(measured),
-        *(line(name, lambda taken, name=name: f"{ratio(taken, name, 'step'):.1f}") for name in MEASURED),
-        line("the naive way / covariate_shift", lambda taken: f"{ratio(taken, NAIVE, OURS):.1f}"),
-        line("one training step", lambda taken: f"{1000 * median(taken['step']):.0f} ms"),
+    def cells(taken: dict[str, list[float]], name: str) -> list[str]:
+        added = ratio(taken, f"{name}+", "step") - 1
+        return [f"{ratio(taken, name, 'step'):.1f}", f"{max(0.0, added):.1f}"]
+
+    head = [
+        "cost in training steps",
+        *(f"{norm}, {how}" for norm in measured for how in ("alone", "in a run")),
     ]
+    rows = [
+        [name, *(cell for taken in measured.values() for cell in cells(taken, name))] for name in MEASURED
+    ]
+    last = {"the naive way / covariate_shift": lambda taken: f"{ratio(taken, NAIVE, OURS):.1f}"}
+    last["one training step"] = lambda taken: f"{1000 * median(taken['step']):.0f} ms"
+    rows += [
+        [name, *(c for taken in measured.values() for c in (cell(taken), ""))] for name, cell in last.items()
+    ]
+    return report.table(head, rows)
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15, help="how often everything takes its turn (15)")
+    parser.add_argument("--rounds", type=int, default=7, help="how often everything takes its turn (7)")
+    parser.add_argument("--write", action="store_true", help="put the table into the README beside this file")
     parser.add_argument("--quick", action="store_true", help="a tiny network, one round: does it run?")
     chosen = parser.parse_args()
+    load = os.getloadavg()[0]
     torch.set_num_threads(1)
     dataset, name = images(chosen.quick)
     size = {"batch": 8, "width": 0.0625, "rounds": 1} if chosen.quick else {"batch": 128, "width": 0.25}
@@ -174,10 +187,13 @@ def main() -> None:
     measured = {
         label: costs(norm, dataset, **size) for label, norm in (("standard", "none"), ("BN", "batch"))
     }
-    used = ", ".join(f"{package} {version}" for package, version in versions().items())
-    print(f"VGG-A, width {size['width']}, batch {size['batch']}, {name}; medians of {size['rounds']} rounds.")
-    print(f"{processor()}, {os.cpu_count()} cores, 1 thread; {used}.\n")
-    print(*table(measured), sep="\n")
+    text = (
+        f"VGG-A, width {size['width']}, batch {size['batch']}, {name}; 1 thread, medians of {size['rounds']} "
+        f"rounds.  {report.machine('torch', 'numpy', load=load)}\n\n{table(measured)}"
+    )
+    print(text)
+    if chosen.write:
+        report.write("probes", text)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ $m = N$ (or $m = N H W$) values. `batch_norm` and `batch_norm_backward` are the 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -109,6 +109,8 @@ class BatchNorm(nn.Module):
         if not self.training:
             scale, shift = self.eval_affine()
             return torch.addcmul(_per_channel(shift, x), x, _per_channel(scale, x))
+        if torch.is_autocast_enabled(x.device.type):  # x is bfloat16, in which a mean has two digits
+            x = x.to(self.running_mean.dtype)
         # BN does not see a constant added to x. So the mean may be subtracted here as if it were a constant:
         # _Normalise differentiates with respect to `centred` and includes how the mean depends on it.
         mean = x.detach().mean(_batch_dims(x))
@@ -129,8 +131,9 @@ class BatchNorm(nn.Module):
     def _track(self, mean: Tensor, var: Tensor, m: int) -> None:
         self.num_batches_tracked += 1
         new = self.momentum if self.momentum is not None else 1 / self.num_batches_tracked.to(mean.dtype)
-        self.running_mean.lerp_(mean, new)
-        self.running_var.lerp_(var * (m / (m - 1)), new)
+        # Not lerp_, which vmap would do network by network.
+        self.running_mean.copy_(self.running_mean.lerp(mean, new))
+        self.running_var.copy_(self.running_var.lerp(var * (m / (m - 1)), new))
 
     def reset_running_stats(self) -> None:
         """Back to running_mean 0, running_var 1, no batch seen."""
@@ -195,6 +198,29 @@ class _Normalise(torch.autograd.Function):
             dx.addcmul_(centred, _per_channel(slope, dy))
         needs = ctx.needs_input_grad
         return dx, dgamma if needs[1] else None, dbeta if needs[2] else None, None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], centred: Tensor, gamma: Tensor | None, *rest: Any
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        """Several networks at once: their channels side by side, since every channel is normalised alone."""
+        networks, (beta, eps) = info.batch_size, rest
+
+        def in_a_row(v: Tensor | None, dim: int | None, at: int) -> Tensor | None:
+            if v is None:
+                return None
+            stacked = v.unsqueeze(at) if dim is None else v.movedim(dim, at)
+            shape = list(stacked.shape)
+            shape[at] = networks
+            return stacked.expand(shape).flatten(at, at + 1)
+
+        y, var = _Normalise.apply(
+            in_a_row(centred, in_dims[0], 1),
+            in_a_row(gamma, in_dims[1], 0),
+            in_a_row(beta, in_dims[2], 0),
+            eps,
+        )
+        return (y.unflatten(1, (networks, -1)), var.unflatten(0, (networks, -1))), (1, 0)
 
 
 def fold(layer: nn.Linear | nn.Conv2d, bn: BatchNorm) -> nn.Linear | nn.Conv2d:

@@ -7,7 +7,7 @@ between them is the normalization alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from torch import nn
 from bnlib import data, models, probes
 from bnlib.probes.state import State
 from bnlib.records import Row
+from bnlib.updates import LAYOUTS, PLAIN, Alone, How, Stacked, allowed, products
 
 #: name -> loss of (output, target), a scalar
 LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
@@ -75,6 +76,7 @@ def fit(
     train_only: str = "everything",
     plugged: Iterable[Probe] = (),
     tick: Callable[[int], None] = lambda steps: None,
+    how: How = PLAIN,
 ) -> list[Row]:
     """Train on the loss of that name in `LOSSES` and return what was measured.
 
@@ -95,7 +97,8 @@ def fit(
     each loss before its update), whatever the probes measure (also once at the end, at step `steps`), and, if
     a loss is not finite, `diverged_at` with the step: training stops there and what came before is kept.
     Where not everything is trained, `trained_parameters` says how many numbers are.
-    `tick(n)` is told of every n steps done.
+    `tick(n)` is told of every n steps done.  `how` the steps are computed changes them by rounding alone; see
+    `bnlib.updates`.
     """
     if loss not in LOSSES:
         raise ValueError(f"Unknown loss {loss!r}; choose one of {', '.join(LOSSES)}.")
@@ -111,52 +114,107 @@ def fit(
         parameter.requires_grad_(name in entries)  # the optimiser leaves alone what has no gradient
     partly = [(model.get_parameter(name), chosen) for name, chosen in entries.items() if not chosen.all()]
     frozen = [(parameter, ~chosen, parameter.detach().clone()) for parameter, chosen in partly]
-    device = dataset.x_train.device
-    stream = data.batches(len(dataset.x_train), batch_size, seed, device=device)
-    plugged = tuple(plugged)
-    losses = torch.full((steps,), math.nan, device=device)
-    rows: list[Row] = []
-    if entries:
-        count = sum(int(chosen.sum()) for chosen in entries.values())
-        rows.append((0, "", "trained_parameters", float(count)))
-    model.train()
 
-    def diverged(until: int) -> int | None:
-        bad = (~torch.isfinite(losses[:until])).nonzero()
-        return int(bad[0]) if len(bad) else None
-
-    stop = None
-    for step in range(steps + 1):
-        due = [probe for probe in plugged if step % probe.every == 0 or step == steps]
-        if due or step % FLUSH == 0 or step == steps:
-            stop = diverged(step)
-            if stop is not None:
-                break
-        indices = next(stream)
-        x, y = dataset.x_train[indices], dataset.y_train[indices]
-        if due:
-            decay = stepper.param_groups[0]["weight_decay"]
-            state = State(step, model, x, y, lr, dataset, objective, rate_at(step), decay)
-            rows += [(step, *measured) for probe in due for measured in probe.measure(state)]
-        if step == steps:
-            break
-        value = objective(model(x), y)
-        stepper.zero_grad(set_to_none=True)
-        value.backward()
-        stepper.param_groups[0]["lr"] = rate_at(step)
-        stepper.step()
+    def hold() -> None:
         with torch.no_grad():
             for parameter, mask, start in frozen:
                 parameter[mask] = start[mask]
-        losses[step] = value.detach()
-        tick(1)
 
-    finite = losses[: steps if stop is None else stop].double().cpu()
-    for first in range(0, len(finite), loss_every):
-        rows.append((first, "", "train_loss", finite[first : first + loss_every].mean().item()))
-    if stop is not None:
-        rows.append((stop, "", "diverged_at", float(stop)))
-        tick(steps - step)
+    # A graph replays one rate, and what Adam counts on the CPU it does not see.
+    alike = optimiser == "sgd" and decayed != "as_rates" and not frozen
+    how = allowed(replace(how, graph=how.graph and alike), model)
+    update = Alone(model, dataset, objective, stepper, how, hold)
+    (rows,) = loop(
+        [model],
+        update,
+        seeds=[seed],
+        lr=lr,
+        rate_at=rate_at,
+        steps=steps,
+        batch_size=batch_size,
+        loss_every=loss_every,
+        plugged=plugged,
+        tick=tick,
+    )
+    if entries:
+        count = sum(int(chosen.sum()) for chosen in entries.values())
+        rows.insert(0, (0, "", "trained_parameters", float(count)))
+    return rows
+
+
+def loop(
+    networks: Sequence[nn.Module],
+    update: Alone | Stacked,
+    *,
+    seeds: Sequence[int],
+    lr: float,
+    rate_at: Callable[[int], float],
+    steps: int,
+    batch_size: int,
+    loss_every: int,
+    plugged: Iterable[Probe],
+    tick: Callable[[int], None],
+) -> list[list[Row]]:
+    """Train `networks` in lockstep, each on the index stream of its own seed; the rows of each, see `fit`.
+
+    `update` takes the step for all of them; probes look at one network after the other.  One that diverges
+    stops: nothing more is recorded of it, and the others go on.
+    """
+    dataset = update.dataset
+    device = dataset.x_train.device
+    streams = [data.batches(len(dataset.x_train), batch_size, seed, device=device) for seed in seeds]
+    plugged = tuple(plugged)
+    losses = torch.full((len(networks), steps), math.nan, device=device)
+    rows: list[list[Row]] = [[] for _ in networks]
+    stopped: dict[int, int] = {}  # network -> the first step whose loss was not finite
+    for network in networks:
+        network.train()
+
+    with products("float32", device):
+        for step in range(steps + 1):
+            due = [probe for probe in plugged if step % probe.every == 0 or step == steps]
+            if due or step % FLUSH == 0 or step == steps:
+                bad = ~torch.isfinite(losses[:, :step])
+                for k in bad.any(1).nonzero().flatten().tolist():
+                    if k not in stopped:
+                        stopped[k] = int(bad[k].nonzero()[0])
+                        tick(steps - step)
+                if len(stopped) == len(networks):
+                    break
+            going = [k for k in range(len(networks)) if k not in stopped]
+            indices = torch.stack([next(stream) for stream in streams])
+            group = update.optimiser.param_groups[0]
+            group["lr"] = rate_at(step)
+            states = []
+            for k in going if due else ():
+                x, y = dataset.x_train[indices[k]], dataset.y_train[indices[k]]
+                decay = group["weight_decay"]
+                state = State(
+                    step,
+                    networks[k],
+                    x,
+                    y,
+                    lr,
+                    dataset,
+                    update.loss,
+                    hidden_lr=rate_at(step),
+                    hidden_decay=decay,
+                    batched=update.how.batched,
+                    shared=True,
+                )
+                rows[k] += [(step, *measured) for probe in due for measured in probe.measure(state)]
+                states.append(state)
+            if step == steps:
+                break
+            losses[:, step] = update(indices, states)
+            tick(len(going))
+
+    for k, found in enumerate(rows):
+        finite = losses[k, : stopped.get(k, steps)].double().cpu()
+        for first in range(0, len(finite), loss_every):
+            found.append((first, "", "train_loss", finite[first : first + loss_every].mean().item()))
+        if k in stopped:
+            found.append((stopped[k], "", "diverged_at", float(stopped[k])))
     return rows
 
 
@@ -237,6 +295,7 @@ def run(
     seed: int,
     device: str = "cpu",
     tick: Callable[[int], None] = lambda steps: None,
+    how: How = PLAIN,
 ) -> list[Row]:
     """Build what `settings` declares, train it, and return the rows.
 
@@ -244,9 +303,16 @@ def run(
     the first so many alone), `model` (arguments of `bnlib.models.build`, with its `name`), `norm`, `where`,
     `init`, `gain`, `gamma`, `noise` (see `models.initialise`), `hidden_gain` (another factor on the hidden
     weights alone), `eval_every`, `probes` (name in `bnlib.probes.PROBES` -> `every` and the probe's
-    arguments), `dtype` and the keyword arguments of `fit`.
+    arguments), `dtype` and the keyword arguments of `fit`.  `how` is of the training step alone: probes and
+    evaluation are always in the settings' own `dtype`.
     """
-    model, dataset, rest = prepare(settings, seed=seed, device=device)
+    model, dataset, rest = prepare(settings, seed=seed, device=device, layout=how.layout)
+    plugged = probes_of(rest)
+    return fit(model, dataset, seed=seed, plugged=plugged, tick=tick, how=how, **rest)
+
+
+def probes_of(rest: dict[str, Any]) -> list[Probe]:
+    """The probes that settings declare; they are taken out of `rest`."""
     plugged = []
     if every := rest.pop("eval_every", None):
         plugged.append(Probe(probes.evaluation, every))
@@ -256,16 +322,25 @@ def run(
         arguments = dict(arguments)
         every = arguments.pop("every")
         plugged.append(Probe(partial(probes.PROBES[name], **arguments), every))
-    return fit(model, dataset, seed=seed, plugged=plugged, tick=tick, **rest)
+    return plugged
 
 
 def prepare(
-    settings: Mapping[str, Any], *, seed: int, device: str = "cpu"
+    settings: Mapping[str, Any],
+    *,
+    seed: int,
+    device: str = "cpu",
+    layout: str = "channels_last",
+    dataset: data.Dataset | None = None,
 ) -> tuple[nn.Module, data.Dataset, dict[str, Any]]:
-    """The network at its start, the data set, and those of the settings that neither has used."""
+    """The network at its start, the data set, and those of the settings that neither has used.
+
+    `dataset` stands in for the declared one, if given.
+    """
     rest = dict(settings)
     dtype = getattr(torch, rest.pop("dtype", "float32"))
-    dataset = _dataset(rest.pop("dataset"), seed, device, dtype)
+    declared = rest.pop("dataset")
+    dataset = _dataset(declared, seed, device, dtype) if dataset is None else dataset
     if (images := rest.pop("images", None)) is not None:
         dataset = replace(dataset, x_train=dataset.x_train[:images], y_train=dataset.y_train[:images])
     architecture = {**rest.pop("model"), "norm": rest.pop("norm"), "where": rest.pop("where")}
@@ -277,7 +352,7 @@ def prepare(
         with torch.no_grad():
             for weight in hidden_weights(model):
                 weight *= gain
-    return model.to(device=device, dtype=dtype, memory_format=torch.channels_last), dataset, rest
+    return model.to(device=device, dtype=dtype, memory_format=LAYOUTS[layout]), dataset, rest
 
 
 def _dataset(chosen: str | Mapping[str, int], seed: int, device: str, dtype: torch.dtype) -> data.Dataset:

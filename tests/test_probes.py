@@ -7,6 +7,7 @@ import inspect
 import runpy
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from torch import nn
 
 from bnlib import data, models, probes, training
 from bnlib.probes.activations import LEVELS, activations
+from bnlib.probes.landscape import walk
+from bnlib.updates import How
 
 #: one of each kind: the l_p norms differ in their scale only, those over one sample's values in which values
 NORMS = [
@@ -547,9 +550,37 @@ def test_evaluation_is_in_evaluation_mode_and_without_noise(norm, digits):
     assert measured["", "test_accuracy"] == (logits.argmax(1) == digits.y_test).double().mean().item()
 
 
+@pytest.mark.parametrize("norm", ["none", "batch", "group", "weight"])
+def test_the_points_of_a_walk_may_go_side_by_side(norm, digits):
+    """Up to rounding, 1e-9 of each row in float64; and no trace is left."""
+    model = _net(norm)
+    names = [name for name, _ in model.named_parameters() if norm != "weight" or "classifier" in name]
+    direction = {name: torch.ones_like(model.get_parameter(name)) / 30 for name in names}
+    before = copy.deepcopy(model.state_dict())
+    one, other = (
+        walk(replace(_state(model, digits), batched=batched), direction, [0.0, 0.5, -2])
+        for batched in (False, True)
+    )
+    for single, batched in zip(one, other, strict=True):
+        assert single.loss == pytest.approx(batched.loss, rel=1e-9)
+        for name in names:
+            assert torch.allclose(single.gradient[name], batched.gradient[name], rtol=1e-9, atol=1e-12)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    settings = {"dataset": "digits", "model": {"name": "mlp"}, "norm": "noise", "where": "everywhere"}
+    settings |= {"init": "glorot_uniform", "lr": 0.1, "steps": 1, "batch_size": 8}
+    settings |= {"probes": {"landscape": {"every": 1, "factors": [1]}}}
+    assert training.run(settings, seed=0, how=How(batched=True)) == training.run(settings, seed=0), (
+        "has noise"
+    )
+
+
 # -- what they cost --------------------------------------------------------------------------------------
 
 BENCHMARK = Path(__file__).resolve().parents[1] / "benchmarks" / "probes.py"
+
+
+def _section(readme: str, name: str) -> str:
+    return readme.split(f"<!-- {name} -->")[1].split(f"<!-- end {name} -->")[0]
 
 
 def test_the_benchmark_runs_and_its_table_is_the_one_in_the_readme(monkeypatch, capsys):
@@ -558,7 +589,7 @@ def test_the_benchmark_runs_and_its_table_is_the_one_in_the_readme(monkeypatch, 
     output = capsys.readouterr().out
     rows, shown = (
         [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]
-        for text in (output, BENCHMARK.with_name("README.md").read_text(encoding="utf-8"))
+        for text in (output, _section(BENCHMARK.with_name("README.md").read_text(encoding="utf-8"), "probes"))
     )
     assert rows == shown
     assert [name for name in probes.PROBES if not any(row.startswith(name) for row in rows)] == []

@@ -3,7 +3,9 @@ outcome."""
 
 from __future__ import annotations
 
+import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -70,6 +72,64 @@ def test_adam_is_torchs(digits):
         optimiser.step()
     for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(one, other, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "noisy_batch", "batch_renorm", "weight"])
+@pytest.mark.parametrize("optimiser", ["sgd", "adam"])
+def test_a_probe_and_the_update_share_one_pass(norm, optimiser):
+    """Bit for bit what training without the probe gives: weights, running statistics, noise, losses."""
+    ends, losses, passes = [], [], []
+    for plugged in ((), (training.Probe(probes.turning, 2), training.Probe(_gradient_norm, 3))):
+        model = models.initialise(models.digit_cnn(norm=norm, size=8, width=4), seed=3)
+        model.to(memory_format=torch.channels_last)
+        model.register_forward_hook(lambda *_: passes.append(1))
+        rows = training.fit(
+            model,
+            data.load("digits"),
+            lr=0.01,
+            steps=7,
+            batch_size=32,
+            seed=5,
+            momentum=0.9,
+            weight_decay=0.01,
+            optimiser=optimiser,
+            plugged=plugged,
+        )
+        ends.append(model.state_dict())
+        losses.append(_rows(rows, "train_loss"))
+        assert len(passes) == (8 if plugged else 7), "one pass a step, and one for the probes at the end"
+        passes.clear()
+    assert losses[0] == losses[1]
+    for name, tensor in ends[0].items():
+        assert torch.equal(tensor, ends[1][name]), name
+
+
+def _gradient_norm(state):
+    gradient = [part for part in state.here.gradient.values() if part is not None]
+    yield "", "norm", torch.stack([part.norm() for part in gradient]).norm().item()
+
+
+def test_a_shared_pass_is_the_models_own_gradient(digits):
+    model = _net("batch")
+    state = training.State(0, model, digits.x_train[:32], digits.y_train[:32], 0.1, digits, shared=True)
+    before = copy.deepcopy(model.state_dict())
+    assert state.made is None
+    here = state.here
+    assert state.made is here and all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    loss = F.cross_entropy(model.train()(state.x), state.y)
+    assert here.loss.item() == loss.item()
+    expected = torch.autograd.grad(loss, list(model.parameters()))
+    for found, gradient in zip(here.gradient.values(), expected, strict=True):
+        assert torch.equal(found, gradient)
+    after = copy.deepcopy(model.state_dict())
+    model.load_state_dict(before)
+    here.leave(model)
+    assert all(torch.equal(after[k], v) for k, v in model.state_dict().items())
+    assert replace(state, lr=1.0).made is None, "another state makes a pass of its own"
+    alone = replace(state, shared=False)
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+    assert alone.here.loss.item() != here.loss.item(), "without sharing it is where the model is now"
 
 
 def test_an_unknown_optimiser_is_refused(digits):

@@ -98,14 +98,14 @@ def activation_shift(
     """
     x, _ = data.probe_batch(state.dataset, size)
     with no_trace(state.model) as model:
-        parameters = list(model.parameters())
         noise = noise_states(model)
-        gradients = torch.autograd.grad(state.loss(model(state.x), state.y), parameters)
+        here = state.here
+        here.leave(model)  # the pass for the gradient moves running statistics, as in training
         restore_noise(model, noise)
         with torch.no_grad():
             before = activations(model, x, layers)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter -= state.lr * gradient
+            for name, gradient in here.gradient.items():
+                model.get_parameter(name).sub_(state.lr * gradient)
             after = activations(model, x, layers)
         for layer in before:
             yield from _finite(layer, _distances(before[layer], after[layer], values))

@@ -36,6 +36,7 @@ from bnlib.norms import BatchNorm
 from bnlib.probes.activations import activations
 from bnlib.probes.state import State
 from bnlib.probes.tracing import no_trace, noise_states, restore_noise
+from bnlib.updates import losses
 
 Vector = Mapping[str, Tensor]  # parameter's name -> values of its shape
 
@@ -70,26 +71,54 @@ def moved(model: nn.Module, *moves: tuple[float, Vector]) -> Iterator[nn.Module]
                 parameters[name].copy_(value)
 
 
+def start_of(state: State, names: Sequence[str] | None = None) -> Point:
+    """W_t itself, with the gradient of the parameters `names` (None: all): the pass that the probes of a
+    state and its update share."""
+    here = state.here
+    return Point(here.loss.item(), {name: here.gradient[name] for name in names or here.gradient})
+
+
 def gradient_here(state: State, names: Sequence[str] | None = None) -> Point:
-    """Loss and gradient on the state's batch, BN in training mode, for the parameters `names` (None: all)."""
+    """Loss and gradient on the state's batch where the model is now, BN in training mode, for the parameters
+    `names` (None: all)."""
     with no_trace(state.model) as model:
-        wanted = [name for name, _ in model.named_parameters()] if names is None else list(names)
+        names = [name for name, _ in model.named_parameters()] if names is None else list(names)
         loss = state.loss(model(state.x), state.y)
-        gradients = torch.autograd.grad(loss, [model.get_parameter(name) for name in wanted])
-        return Point(loss.item(), dict(zip(wanted, gradients, strict=True)))
+        gradients = torch.autograd.grad(loss, [model.get_parameter(name) for name in names])
+        return Point(loss.item(), dict(zip(names, gradients, strict=True)))
 
 
 def walk(state: State, direction: Vector, steps: Sequence[float]) -> list[Point]:
     r"""Loss and gradient at $W_t-\alpha d$ for every $\alpha$ in `steps`, on the state's batch.
 
     The parameters that `direction` d names are moved, and gradients are taken with respect to them.  One
-    forward and backward pass per step.
+    forward and backward pass per step, or, if the state says `batched`, one for all steps together.
     """
+    if state.batched:
+        return _walk_at_once(state, direction, steps)
     points = []
     for step in steps:
         with moved(state.model, (-step, direction)):
             points.append(gradient_here(state, list(direction)))
     return points
+
+
+def _walk_at_once(state: State, direction: Vector, steps: Sequence[float]) -> list[Point]:
+    """`walk` with the points side by side, as if each were a network of its own: the same up to rounding."""
+
+    def beside(tensor: Tensor) -> Tensor:
+        return torch.stack([tensor.detach()] * len(steps))
+
+    with no_trace(state.model) as model, torch.enable_grad():
+        parameters = {name: beside(parameter) for name, parameter in model.named_parameters()}
+        for name, change in direction.items():
+            moves = torch.stack([-step * change for step in steps])
+            parameters[name] = (parameters[name] + moves).requires_grad_()
+        buffers = {name: beside(buffer) for name, buffer in model.named_buffers()}
+        values = losses(model, parameters, buffers, state.x, state.y, state.loss, one_batch=True)
+        gradients = torch.autograd.grad(values.sum(), [parameters[name] for name in direction])
+    found = zip(values.tolist(), *(gradient.unbind() for gradient in gradients), strict=True)
+    return [Point(loss, dict(zip(direction, parts, strict=True))) for loss, *parts in found]
 
 
 @dataclass(frozen=True)
@@ -206,7 +235,7 @@ def relative_scan(state: State, lengths: Sequence[float]) -> Scan:
     def relative(gradient: Vector) -> Vector:
         return {name: units[name] * part.double() for name, part in gradient.items()}
 
-    start = gradient_here(state, list(weights))
+    start = start_of(state, list(weights))
     norm = _norm(relative(start.gradient))
     direction = {
         name: (part.double() * (units[name] ** 2 / norm if norm else 0.0)).to(part.dtype)
@@ -279,7 +308,7 @@ def _along_gradient(
 ) -> tuple[Point, list[Point], list[float]]:
     """W_t, the points on the way along its gradient, looked at from `there` (None: from `state`), their
     distances."""
-    start = gradient_here(state)
+    start = start_of(state)
     steps = [factor * state.lr for factor in factors]
     points = walk(there or state, start.gradient, steps)
     return start, points, [abs(step) * _norm(start.gradient) for step in steps]
@@ -333,7 +362,7 @@ def frozen_moments(state: State, factors: Sequence[float]) -> Scan:
     post's code does it, in the space of activations.
     """
     with _moments_of_the_first_pass(state.model):
-        return scan(state, factors)
+        return scan(replace(state), factors)  # a state anew: its pass must go through these moments
 
 
 def logits_for_loss(state: State, factors: Sequence[float]) -> Scan:
@@ -349,7 +378,7 @@ def normalised_steps(state: State, factors: Sequence[float]) -> Scan:
 
     It asks another question, and not yet a scale-free one: that is `relative_scan`.
     """
-    start = gradient_here(state)
+    start = start_of(state)
     steps = [factor * state.lr for factor in factors]
     norm = _norm(start.gradient)
     unit = {name: part / norm if norm else part for name, part in start.gradient.items()}

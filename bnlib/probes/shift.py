@@ -69,10 +69,10 @@ Noise = list[tuple[torch.Generator, Tensor]]
 
 def _gradients(state: State) -> tuple[dict[str, Tensor], Noise]:
     """The gradient of every parameter on the state's batch, and the noise that was drawn for it."""
-    names, parameters = zip(*state.model.named_parameters(), strict=True)
     noise = noise_states(state.model)
-    gradients = torch.autograd.grad(state.loss(state.model(state.x), state.y), parameters)
-    return dict(zip(names, gradients, strict=True)), noise
+    here = state.here
+    here.leave(state.model)  # running statistics move, as in training
+    return here.gradient, noise
 
 
 def _gradients_after(

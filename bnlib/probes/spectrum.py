@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bnlib import data, models
-from bnlib.probes.landscape import gradient_here, moved
+from bnlib.probes.landscape import moved, start_of
 from bnlib.probes.state import State
 from bnlib.probes.tracing import no_trace
 from bnlib.theory.lanczos import Product, Ritz, Spectrum, lanczos, rademacher, ritz
@@ -114,7 +114,7 @@ def hessian_spectrum(
         state = replace(state, x=x, y=y)
     try:
         found = _measured(state, steps, draws, top, relative, seed)
-        direction = gradient_here(state).gradient if between else {}
+        direction = start_of(state).gradient if between else {}
         for factor in between:
             with moved(state.model, (-factor * state.lr, direction)), curvature(state, relative) as there:
                 sharpness = _draw(there, steps, seed, 0)[0].values[-1]

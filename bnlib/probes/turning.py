@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bnlib import models
-from bnlib.probes.landscape import gradient_here
+from bnlib.probes.landscape import start_of
 from bnlib.probes.state import State
 
 
@@ -44,7 +44,7 @@ def turning(state: State) -> Iterator[tuple[str, str, float]]:
     parameters = dict(state.model.named_parameters())
     names = [name for name, _ in models.layers(state.model)][:-1]
     names = [name for name in names if f"{name}.weight" in parameters]
-    gradient = gradient_here(state, [f"{name}.weight" for name in names]).gradient if names else {}
+    gradient = start_of(state, [f"{name}.weight" for name in names]).gradient if names else {}
     for name in names:
         w = parameters[f"{name}.weight"].detach().double().flatten(1)
         g = gradient[f"{name}.weight"].double().flatten(1)

@@ -5,11 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-import torch
-
 from bnlib import models
 from bnlib.probes.state import State
-from bnlib.probes.tracing import no_trace
 
 
 def weight_gradients(state: State, at: Sequence[int] | None = None) -> Iterator[tuple[str, str, float]]:
@@ -21,14 +18,11 @@ def weight_gradients(state: State, at: Sequence[int] | None = None) -> Iterator[
     """
     if at is not None and state.step not in at:
         return
-    layers = models.layers(state.model)
-    with no_trace(state.model) as model, torch.enable_grad():
-        loss = state.loss(model(state.x), state.y)
-        gradients = torch.autograd.grad(loss, [layer.weight for _, layer in layers])
-        for (name, layer), gradient in zip(layers, gradients, strict=True):
-            for metric, tensor in (
-                ("squared_gradient", gradient),
-                ("squared_weights", layer.weight.detach()),
-            ):
-                if math.isfinite(value := tensor.double().square().sum().item()):
-                    yield name, metric, value
+    gradients = state.here.gradient
+    for name, layer in models.layers(state.model):
+        for metric, tensor in (
+            ("squared_gradient", gradients[f"{name}.weight"]),
+            ("squared_weights", layer.weight.detach()),
+        ):
+            if math.isfinite(value := tensor.double().square().sum().item()):
+                yield name, metric, value

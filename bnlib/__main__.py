@@ -11,6 +11,8 @@ from pathlib import Path
 from bnlib import __version__, claims, experiments, records
 from bnlib.specs import SCALES
 
+MANY_SEEDS = 10_000  # more are a slip of the keyboard, and would fill the memory before anything is said
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status is 0 if all went well, 1 if it did not, 2 for a wrong call."""
@@ -26,7 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("bnlib"):
             raise
-        print(f'bnlib: this needs {error.name}: pip install "bnlib[chapters]"', file=sys.stderr)
+        extra = "[cluster]" if error.name in ("dask", "distributed") else options.extra
+        print(f'bnlib: this needs {error.name}: pip install "bnlib{extra}"', file=sys.stderr)
         return 1
     except Exception as error:
         if not _is_expected(error):
@@ -40,7 +43,7 @@ def _is_expected(error: Exception) -> bool:
     expected: tuple[type[Exception], ...] = (records.RecordError, LookupError, FileNotFoundError)
     # Looked up by module, so that a command that needs no torch does not import it to fail politely.
     for module, names in {
-        "bnlib.data": ["DataError"],
+        "bnlib.images": ["DataError"],
         "bnlib.notebook": ["ExecutionError", "NotebookError"],
     }.items():
         if module in sys.modules:
@@ -54,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Record the experiments of the book, judge its claims, execute its chapters.",
     )
     parser.add_argument("--version", action="version", version=f"bnlib {__version__}")
+    parser.set_defaults(extra="")  # what of bnlib a command needs beside the base
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     lister = commands.add_parser("list", help="the declared experiments and what is recorded of them")
@@ -62,13 +66,27 @@ def _parser() -> argparse.ArgumentParser:
     runner = commands.add_parser("run", help="run an experiment and record it")
     runner.add_argument("name", metavar="NAME", help="an experiment (see `bnlib list`), or `all`")
     runner.add_argument("--scale", choices=SCALES, default="smoke", help="how large (default: smoke)")
-    runner.add_argument("--seeds", type=_positive, metavar="N", help="seeds 0 .. N-1 (default: as declared)")
+    runner.add_argument("--seeds", type=_seeds, metavar="N", help="seeds 0 .. N-1 (default: as declared)")
     runner.add_argument("--resume", action="store_true", help="keep the runs that are finished already")
     runner.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
     runner.add_argument(
         "--workers", type=_positive, metavar="N", help="processes on a CPU (default: one per core)"
     )
-    runner.set_defaults(command=_run)
+    runner.add_argument(
+        "--executor",
+        choices=("processes", "dask", "in-turn"),
+        help="where the runs are done (default: processes on a CPU, in turn on a GPU)",
+    )
+    runner.add_argument(
+        "--scheduler", metavar="ADDRESS", help="dask's, as tcp://HOST:8786 or the path of its scheduler file"
+    )
+    runner.add_argument(
+        "--how",
+        default="auto",
+        metavar="auto|plain|KEY=VALUE,...",
+        help="how to train (default: as the kept runs, or the fastest by a short measurement)",
+    )
+    runner.set_defaults(command=_run, extra="[compute]")
 
     verifier = commands.add_parser(
         "verify", help="check every record against its checksums and its declaration"
@@ -94,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     executor.add_argument(
         "--output", type=Path, metavar="FOLDER", help="where to write (default: in place if recorded)"
     )
-    executor.set_defaults(command=_execute)
+    executor.set_defaults(command=_execute, extra="[chapters]")
     return parser
 
 
@@ -105,6 +123,13 @@ def _positive(text: str) -> int:
         value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return value
+
+
+def _seeds(text: str) -> int:
+    value = _positive(text)
+    if value > MANY_SEEDS:
+        raise argparse.ArgumentTypeError(f"{text} seeds are more than {MANY_SEEDS}")
     return value
 
 
@@ -133,6 +158,9 @@ def _run(options: argparse.Namespace) -> int:
             resume=options.resume,
             device=options.device,
             workers=options.workers,
+            executor=options.executor,
+            scheduler=options.scheduler,
+            how=options.how,
         )
         diverged = sum(run["diverged_at"] is not None for run in record.runs)
         print(
@@ -179,7 +207,8 @@ def _claims(options: argparse.Namespace) -> int:
     for row in rows:
         print(f"{row['verdict'].upper():<13} {row['id']:<19} {row['statement']}")
         if row["value"] is not None:
-            interval = f"{row['value']:.4g} [{row['low']:.4g}, {row['high']:.4g}] {row['unit']}".strip()
+            value, low, high = (f"{row[name]:.{max(4, row['digits'])}g}" for name in ("value", "low", "high"))
+            interval = f"{value} [{low}, {high}] {row['unit']}".strip()
             seeds = f"{row['n_seeds']} seeds, {row['scale']} scale"
             print(f"{'':<13} {'':<19} {interval}; criterion {row['criterion']}; {seeds}")
     return 0

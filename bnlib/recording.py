@@ -1,50 +1,26 @@
 """Run declared experiments and record what comes out.
 
-On a CPU each run has one thread and the runs are spread over processes, so that a record does not depend on
-the number of cores; on a GPU the runs go one after the other.  A recording can be killed at any moment and
-resumed.
+A recording is a list of launches that an executor does in any order, here or elsewhere; what comes back is
+kept run by run.  It can be killed at any moment and resumed.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import closing
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-import torch
 from tqdm.auto import tqdm
 
-from bnlib import (
-    data,
-    directions,
-    identities,
-    invariances,
-    machine,
-    records,
-    signal_propagation,
-    surfaces,
-    training,
-)
+from bnlib import data, executors, launches, machine, records, speed
+from bnlib.executors import Executor
 from bnlib.experiments import find
-from bnlib.records import Record, RecordError, Row
+from bnlib.launches import Conditions
+from bnlib.records import Record, RecordError
 from bnlib.specs import Experiment, Run, canonical
-from bnlib.theory.wide_networks import run_rank_collapse
-
-# What a run's `task` names: a function of (settings, seed, device, tick) that returns rows.
-TASKS: dict[str, Callable[..., list[Row]]] = {
-    "train": training.run,
-    "identities": identities.run,
-    "surfaces": surfaces.run,
-    "directions": directions.run,
-    "invariances": invariances.run,
-    "random_network": signal_propagation.run,
-    "rank_collapse": run_rank_collapse,
-}
+from bnlib.updates import How
 
 
 def record(
@@ -55,6 +31,9 @@ def record(
     resume: bool = False,
     device: str | None = None,
     workers: int | None = None,
+    executor: str | None = None,
+    scheduler: str | None = None,
+    how: str = "auto",
     progress: bool = True,
 ) -> Record:
     """Run experiment `name` at `scale` and write its record.
@@ -62,37 +41,57 @@ def record(
     seeds: how many (the declared number if None).  resume: keep the finished runs of an interrupted recording
     and of an existing record whose settings are still the declared ones; each keeps the description of the
     sitting it was made in.  device: "cpu" or "cuda" (a GPU if there is one).  workers: processes on a CPU
-    (one per core; with 1 the runs are done in this one).  Raises RecordError if another process is recording
-    the same, or if the call would throw away work: finished runs of an interrupted recording, or a record of
-    more seeds.
+    (one per core; with 1 the runs are done in this one).  executor, scheduler: where the runs are done; see
+    `bnlib.executors.opened`.  how: "auto" is how the kept runs were trained, or else what is fastest
+    (`bnlib.speed.choose`); "plain" or "KEY=VALUE,..." is for `bnlib.speed.parse`.
+
+    Raises RecordError if another process is recording the same, if the data are not those of the kept runs,
+    if a run cannot be done, or if the call would throw away work: finished runs of an interrupted recording,
+    or a record of more seeds.
     """
     experiment = find(name)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise RecordError(f"device {device} was asked for, but PyTorch sees no GPU: use --device cpu")
-    with records.recording_lock(name, scale):
+    with (
+        records.recording_lock(name, scale),
+        executors.opened(executor, device=device, workers=workers, scheduler=scheduler) as place,
+    ):
         runs = _prepare(experiment, scale, seeds, resume)
         finished = {run.digest: kept for run in runs if (kept := records.load_run(name, scale, run))}
         missing = [run for run in runs if run.digest not in finished]
-        clock = time.monotonic()
+        clock, started = time.monotonic(), datetime.now(UTC).isoformat(timespec="milliseconds")
+        conditions = _conditions(place, how, missing, [kept["sitting"] for kept in finished.values()])
         sitting = {
-            "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "device": machine.describe(device),
-            "versions": machine.versions(),
-            "source_sha256": records.source_digest(),
-            "workers": _processes(missing, workers) if device == "cpu" else 1,
-            "command": _command(experiment, scale, runs),
+            "started": started,
+            "executor": place.name,
+            "data": conditions.data,
+            "versions": conditions.versions,
+            "source_sha256": conditions.source_sha256,
+            "command": _command(experiment, scale, runs, how),
         }
-        _fetch_data(missing)
-        total = sum(run.settings.get("steps", 1) for run in missing)
-        with tqdm(
-            total=total, unit="step", desc=f"{name} ({scale})", disable=not progress or not total
-        ) as bar:
-            execute = _side_by_side if sitting["workers"] > 1 else _in_turn
-            for run, rows, seconds in execute(missing, device, workers, bar):
-                now = sitting | {"seconds": round(time.monotonic() - clock, 1)}
-                records.save_run(name, scale, run, rows, seconds, now)
-                finished[run.digest] = {"rows": rows, "seconds": seconds, "sitting": now}
+        # Grouped before the finished ones are left out: the seeds trained together are always the same.
+        sent = [
+            launch
+            for launch in launches.grouped(runs, conditions.how.together)
+            if any(run.digest not in finished for run in launch.runs)
+        ]
+        total = sum(launch.steps for launch in sent)
+        with (
+            tqdm(
+                total=total, unit="step", desc=f"{name} ({scale})", disable=not progress or not total
+            ) as bar,
+            closing(place.execute(sent, conditions, bar.update)) as outcomes,
+        ):
+            for outcome in (one for several in outcomes for one in several):
+                run = outcome.run
+                if run.digest in finished:
+                    continue  # done once more with the other seeds of its launch
+                now = sitting | {
+                    "device": outcome.device,
+                    "how": asdict(outcome.how),
+                    "workers": outcome.workers,
+                    "seconds": round(time.monotonic() - clock, 1),
+                }
+                records.save_run(name, scale, run, outcome.rows, outcome.seconds, now)
+                finished[run.digest] = {"rows": outcome.rows, "seconds": outcome.seconds, "sitting": now}
                 bar.set_postfix_str(f"{len(finished)}/{len(runs)} runs", refresh=False)
         sittings = _seat(finished)
         run_seconds = round(sum(item["seconds"] for item in finished.values()), 1)
@@ -119,18 +118,18 @@ def _prepare(experiment: Experiment, scale: str, seeds: int | None, resume: bool
         old = records.load(name, scale)
     except RecordError:
         old = None
-    wanted = experiment.seeds[scale] if seeds is None else seeds
-    if resume and old is not None:
-        wanted = max(wanted, old.seeds) if seeds is None else wanted
+    held = max(old.seeds if old else 0, records.unfinished_seeds(name, scale) if resume else 0)
+    wanted = seeds or max(experiment.seeds[scale], held if resume else 0)
     if old is not None and old.seeds > wanted:
         raise RecordError(
             f"{name} is recorded at {scale} scale with {old.seeds} seeds; {wanted} would replace them: "
             f"ask for at least {old.seeds}, or remove {records.root() / name / f'{scale}.json'} first"
         )
-    if left and not resume:
+    if left and (not resume or held > wanted):
         raise RecordError(
-            f"an interrupted recording of {name} at {scale} scale has left {left} finished runs: "
-            f"continue it with --resume, or remove {records.partial_folder(name, scale)} to start afresh"
+            f"an interrupted recording of {name} at {scale} scale has left {left} finished runs"
+            + (": continue it with --resume" if not resume else f" of {held} seeds: ask for at least {held}")
+            + f", or remove {records.partial_folder(name, scale)} to start afresh"
         )
     runs = experiment.all_runs(scale, wanted)
     if resume and old is not None:
@@ -141,110 +140,63 @@ def _prepare(experiment: Experiment, scale: str, seeds: int | None, resume: bool
     return runs
 
 
+def _conditions(place: Executor, how: str, missing: list[Run], sittings: list[dict[str, Any]]) -> Conditions:
+    """What the missing runs are trained under, which is what the kept runs of `sittings` were.
+
+    Each data set is loaded here once, so that a missing one is one clear error before any work starts.
+    """
+    fingerprints = {name: data.fingerprint(name) for name in launches.datasets(missing)}
+    for name, kept in {item for sitting in sittings for item in sitting.get("data", {}).items()}:
+        if name in fingerprints:
+            launches.check_data(name, kept)
+    return Conditions(
+        device=place.device,
+        how=_how(place, how, missing, sittings),
+        data=fingerprints,
+        versions=machine.versions(),
+        source_sha256=records.source_digest(),
+    )
+
+
+def _how(place: Executor, asked: str, missing: list[Run], sittings: list[dict[str, Any]]) -> How:
+    if asked != "auto":
+        try:
+            return speed.usable(speed.parse(asked), place.device)
+        except ValueError as error:
+            raise RecordError(f"--how {asked}: {error}") from None
+    if sittings:
+        latest = max(sittings, key=lambda sitting: sitting["started"])
+        try:
+            return speed.usable(How(**latest.get("how", {})), place.device)  # older ones say none: plain
+        except (TypeError, ValueError):
+            pass  # another device now, or another bnlib: choose anew
+    return place.choose(missing) if missing else How()
+
+
 def _seat(finished: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """The sittings of the finished runs in order of time; each run's own becomes its index among them.
 
-    Every run describes its sitting as it was when the run was finished: the same but for the `seconds`, of
-    which the largest count.
+    Every run describes its sitting as it was when the run was finished: the same but for the `seconds` and,
+    on a cluster, the `workers`, of which the largest count.
     """
     sittings: dict[bytes, dict[str, Any]] = {}
-    keys = {digest: canonical(item["sitting"] | {"seconds": None}) for digest, item in finished.items()}
+    grows = ("seconds", "workers")
+    keys = {digest: canonical(item["sitting"] | dict.fromkeys(grows)) for digest, item in finished.items()}
     for digest, key in keys.items():
         found = finished[digest]["sitting"]
-        sittings[key] = max(sittings.get(key, found), found, key=lambda sitting: sitting["seconds"])
+        known = sittings.get(key, found)
+        sittings[key] = found | {name: max(known[name], found[name]) for name in grows}
     order = sorted(sittings, key=lambda key: sittings[key]["started"])
     for digest, key in keys.items():
         finished[digest]["sitting"] = order.index(key)
     return [sittings[key] for key in order]
 
 
-def _command(experiment: Experiment, scale: str, runs: list[Run]) -> str:
+def _command(experiment: Experiment, scale: str, runs: list[Run], how: str) -> str:
     """What makes all of `runs` from nothing."""
     seeds = len({run.seed for run in runs})
-    return f"bnlib run {experiment.name} --scale {scale}" + (
-        f" --seeds {seeds}" if seeds != experiment.seeds[scale] else ""
+    return (
+        f"bnlib run {experiment.name} --scale {scale}"
+        + (f" --seeds {seeds}" if seeds != experiment.seeds[scale] else "")
+        + (f" --how {how}" if how != "auto" else "")
     )
-
-
-def _fetch_data(runs: list[Run]) -> None:
-    """Load each data set once here, so that a missing one is one clear error before any work starts."""
-    chosen = [run.settings.get("dataset") for run in runs]
-    for name in sorted({name for name in chosen if isinstance(name, str)}):
-        data.load(name)
-
-
-def _timed(run: Run, device: str, tick: Callable[[int], None]) -> tuple[list[Row], float]:
-    clock = time.monotonic()
-    rows = TASKS[run.task](run.settings, seed=run.seed, device=device, tick=tick)
-    return rows, round(time.monotonic() - clock, 3)
-
-
-def _in_turn(runs: list[Run], device: str, workers: int | None, bar: tqdm):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the same bits as in `_side_by_side`
-    try:
-        for run in runs:
-            yield run, *_timed(run, device, bar.update)
-    finally:
-        torch.set_num_threads(threads)
-
-
-_steps_done: Any = None  # in a worker process: the counter shared with the parent
-
-
-def _start_worker(counter: Any) -> None:
-    global _steps_done
-    _steps_done = counter
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-
-    def leave_with_parent() -> None:
-        # A killed parent cannot stop its workers; without this they would wait for work forever.
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
-
-
-def _work(run: Run) -> tuple[list[Row], float]:
-    def tick(steps: int) -> None:
-        with _steps_done.get_lock():
-            _steps_done.value += steps
-
-    return _timed(run, "cpu", tick)
-
-
-def _processes(runs: list[Run], workers: int | None) -> int:
-    """How many runs go at a time on a CPU."""
-    return min(workers or os.cpu_count() or 1, len(runs))
-
-
-def _side_by_side(runs: list[Run], device: str, workers: int | None, bar: tqdm):
-    """One process per core, one thread per process: the fastest way for small networks, and the same bits
-    everywhere."""
-    if not runs:
-        return
-    context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
-    pool = ProcessPoolExecutor(
-        _processes(runs, workers), context, initializer=_start_worker, initargs=(counter,)
-    )
-    stop = threading.Event()
-
-    def follow() -> None:
-        while not stop.wait(0.3):
-            if counter.value > bar.n:
-                bar.update(counter.value - bar.n)
-
-    follower = threading.Thread(target=follow, daemon=True)
-    follower.start()
-    try:
-        waiting = {pool.submit(_work, run): run for run in runs}
-        for future in as_completed(waiting):
-            yield waiting[future], *future.result()
-        pool.shutdown()  # a worker that is still starting must not find the counter gone
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        stop.set()
-        follower.join()
-        bar.update(counter.value - bar.n)

@@ -6,8 +6,11 @@
 
 A sitting is one call of `bnlib.recording.record`: when it `started`, its `device`, `versions`, `workers` and
 `command`, the hash of the code (`source_sha256`), and its `seconds`, from its start until the last of its
-runs was finished (what an interruption cut off is not counted).  A record that was resumed or extended has
-several `sittings`, in order of time; each run names its own by its index (`sitting`).
+runs was finished (what an interruption cut off is not counted).  Since several machines can share a
+recording, it also says by which `executor` runs were spread, `how` they were trained (see
+`bnlib.updates.How`) and on which `data` (fingerprint by name); without these it was one machine, trained
+plainly.  A record that was resumed or extended, or made on machines of several kinds, has several `sittings`,
+in order of time; each run names its own by its index (`sitting`).
 
 ROOT is `$BNLIB_RECORDS` if it is set, and else the folder `recorded` inside the package, so that an installed
 bnlib carries the results that the book shows.  No pickle, no torch.  Files appear whole or not at all.
@@ -16,14 +19,16 @@ bnlib carries the results that the book shows.  No pickle, no torch.  Files appe
 from __future__ import annotations
 
 import ast
+import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +45,9 @@ FORMAT = "bnlib-record"
 VERSION = 2
 # Everything whose code can change a result; its hash is part of the provenance.
 COMPUTE_SOURCES = (
-    *("data", "norms", "lp_norms", "alternative_norms", "noise", "models", "theory"),
-    *("probes", "training", "identities", "invariances", "directions", "signal_propagation", "surfaces"),
+    *("data", "images", "cifar_batches", "norms", "lp_norms", "alternative_norms", "noise", "models"),
+    *("theory", "probes", "training", "updates", "together", "identities", "invariances", "directions"),
+    *("signal_propagation", "surfaces"),
 )
 Row = tuple[int, str, str, float]  # step, layer, metric, value
 
@@ -63,10 +69,19 @@ class RecordError(RuntimeError):
     """A record that is missing, damaged, foreign, too new or old, or in use; the message says what to do."""
 
 
-def _unwritable(folder: Path, error: OSError) -> RecordError:
+# What the system says when there is no room: none on the disk, none in the quota, none for a file so large.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _unwritable(path: Path, error: OSError) -> RecordError:
+    cure = "free some space" if error.errno in _NO_ROOM else "set BNLIB_RECORDS to a folder of yours"
     return RecordError(
-        f"records cannot be written to {folder} ({error.strerror}): set BNLIB_RECORDS to a folder of yours"
+        f"{path} cannot be written ({error.strerror or error}): {cure}, then continue with --resume"
     )
+
+
+def _unreadable(path: Path, error: OSError) -> RecordError:
+    return RecordError(f"{path} cannot be read ({error.strerror or error}): make it readable or record again")
 
 
 def root() -> Path:
@@ -134,12 +149,14 @@ def _seal(kind: str, body: dict[str, Any]) -> bytes:
 def _unseal(kind: str, path: Path) -> dict[str, Any]:
     try:
         body = json.loads(path.read_bytes())
-    except (UnicodeDecodeError, json.JSONDecodeError):
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    except (ValueError, RecursionError):  # no JSON, or none that anyone would write
         raise RecordError(f"{path} is damaged (not readable as JSON): restore it or record again") from None
     if not isinstance(body, dict) or body.pop("format", None) != kind:
         raise RecordError(f"{path} is not a {kind} file: move it away or record again")
     version = body.pop("version", None)
-    if not isinstance(version, int):
+    if type(version) is not int:
         raise RecordError(f"{path} is damaged (it has no version): restore it or record again")
     if version > VERSION:
         raise RecordError(
@@ -149,7 +166,11 @@ def _unseal(kind: str, path: Path) -> dict[str, Any]:
         raise RecordError(
             f"{path} was written by an older bnlib (format {version}, this one reads {VERSION}): record again"
         )
-    if body.pop("sha256", None) != hashlib.sha256(canonical(body)).hexdigest():
+    try:
+        intact = body.pop("sha256", None) == hashlib.sha256(canonical(body)).hexdigest()
+    except ValueError:  # NaN, which Python reads and which no checksum covers
+        intact = False
+    if not intact:
         raise RecordError(f"{path} is damaged (its checksum does not match): restore it or record again")
     return body
 
@@ -161,7 +182,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
-        raise _unwritable(path.parent, error) from None
+        raise _unwritable(path, error) from None
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -169,14 +190,23 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except OSError as error:
         Path(temporary).unlink(missing_ok=True)
-        raise RecordError(
-            f"{path} cannot be written ({error.strerror}): free some space and resume"
-        ) from None
+        raise _unwritable(path, error) from None
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Without this a power cut may undo a renaming, and the partial folder would be gone already."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 # -- reading ---------------------------------------------------------------------------------------------
@@ -206,16 +236,19 @@ def load(name: str, scale: str | None = None) -> Record:
             f"{name} is not recorded {where}yet: run `bnlib run {name} --scale {scale or 'smoke'}`"
         )
     provenance = _unseal(FORMAT, root() / name / f"{chosen}.json")
-    if (provenance["experiment"], provenance["scale"]) != (name, chosen):
+    if (whose := (provenance.get("experiment"), provenance.get("scale"))) != (name, chosen):
         raise RecordError(
-            f"{root() / name / f'{chosen}.json'} belongs to {provenance['experiment']} at "
-            f"{provenance['scale']} scale: it was copied to the wrong place"
+            f"{root() / name / f'{chosen}.json'} belongs to {whose[0]} at {whose[1]} scale: it was copied to "
+            "the wrong place"
         )
     path = root() / name / f"{chosen}.parquet"
     if not path.exists():
         raise RecordError(f"{path} is missing beside its provenance file: restore it or record again")
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != provenance["table_sha256"]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _unreadable(path, error) from None
+    if hashlib.sha256(content).hexdigest() != provenance.get("table_sha256"):
         raise RecordError(
             f"{path} is damaged or foreign (its checksum is not the recorded one): restore it or record again"
         )
@@ -239,12 +272,22 @@ def unfinished(name: str, scale: str) -> int:
     return len(list(partial_folder(name, scale).glob("*.json")))
 
 
+def unfinished_seeds(name: str, scale: str) -> int:
+    """How many seeds the finished runs of an interrupted recording go up to."""
+    seeds = [0]
+    for path in partial_folder(name, scale).glob("*.json"):
+        with suppress(RecordError):  # a damaged one is made again
+            seeds.append(1 + _unseal(f"{FORMAT}-run", path).get("seed", -1))
+    return max(seeds)
+
+
 def save_run(
     name: str, scale: str, run: Run, rows: Iterable[Row], seconds: float, sitting: dict[str, Any]
 ) -> None:
     """Keep one finished run, with the description of its sitting, until the record is whole."""
     body = {
         "id": run.id,
+        "seed": run.seed,
         "digest": run.digest,
         "seconds": seconds,
         "sitting": sitting,
@@ -256,16 +299,24 @@ def save_run(
 def load_run(name: str, scale: str, run: Run) -> dict[str, Any] | None:
     """A finished run of an interrupted recording: its rows, seconds and sitting (the description itself).
 
-    None if there is none, or if it cannot be used (damaged, another format version) and must run again.
+    None if there is none, or if it cannot be used (damaged, another run's, another format version) and must
+    run again.
     """
     path = partial_folder(name, scale) / f"{run.digest}.json"
     if not path.exists():
         return None
     try:
-        return _unseal(f"{FORMAT}-run", path)
+        kept = _unseal(f"{FORMAT}-run", path)
+        if kept.get("digest") == run.digest:
+            return kept
     except RecordError:
+        if not os.access(path, os.R_OK):
+            raise
+    try:
         path.unlink()
-        return None
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    return None
 
 
 def rows_of(record: Record, run: Run) -> dict[str, Any] | None:
@@ -353,8 +404,16 @@ def recording_lock(name: str, scale: str) -> Iterator[None]:
             f"another process is recording {name} at {scale} scale: wait for it or stop it"
         ) from None
     except OSError as error:
-        raise _unwritable(path.parent, error) from None
+        raise _unwritable(path, error) from None
+    except NotImplementedError:
+        raise RecordError(
+            f"the file system of {path.parent} knows no locks: set BNLIB_RECORDS to a folder on another one"
+        ) from None
     try:
+        # What a killed process was writing; under the lock nobody else writes files of these names.
+        for litter in path.parent.glob(f".{scale}.*"):
+            with suppress(OSError):
+                litter.unlink()
         yield
     finally:
         lock.release()
@@ -363,8 +422,12 @@ def recording_lock(name: str, scale: str) -> Iterator[None]:
 # -- checking --------------------------------------------------------------------------------------------
 
 
+@cache
 def source_digest() -> str:
-    """SHA-256 over the code, without comments and docstrings, of the modules that settle a result."""
+    """SHA-256 over the code, without comments and docstrings, of the modules that settle a result.
+
+    As it was when this process first asked: the code that runs does not change with its files.
+    """
     digest = hashlib.sha256()
     here = Path(__file__).parent
     for path in (

@@ -37,7 +37,7 @@ def test_list_names_every_experiment(capsys):
 
 
 def test_run_verify_claims(capsys):
-    assert main(["run", "mechanics", "--scale", "smoke", "--workers", "2"]) == 0
+    assert main(["run", "mechanics", "--scale", "smoke", "--workers", "1"]) == 0
     assert "5 runs of 5 seeds recorded at smoke scale" in capsys.readouterr().out
     assert main(["verify"]) == 0
     assert "mechanics/smoke: good (5 runs, 5 seeds)" in capsys.readouterr().out
@@ -137,15 +137,15 @@ def test_wrong_calls_exit_with_2(arguments, capsys):
 
 
 def test_missing_data_is_one_sentence_before_any_work(capsys, folder, monkeypatch):
-    from bnlib import data
+    from bnlib import images
 
     def no_network(name, root, *rest):
-        raise data.DataError(
+        raise images.DataError(
             f"CIFAR-10 is not in {root} and could not be downloaded (no network): put it there."
         )
 
     monkeypatch.setenv("BNLIB_DATA", str(folder / "empty"))
-    monkeypatch.setattr(data, "_download", no_network)
+    monkeypatch.setattr(images, "_download", no_network)
     error = _fails(capsys, "run", "training", "--scale", "laptop", "--seeds", "1")
     assert "CIFAR-10 is not in" in error
     assert not list((folder / "records").glob("training/*.json"))
@@ -183,14 +183,38 @@ def test_a_failing_chapter_shows_its_traceback_and_stays(capsys, folder, monkeyp
     assert broken.read_bytes() == before
 
 
-def test_a_missing_extra_is_named(capsys, monkeypatch):
-    from bnlib import claims
+@pytest.mark.parametrize(
+    ("arguments", "module", "extra"),
+    [
+        (["run", "mechanics"], "torch", "[compute]"),
+        (["run", "mechanics", "--executor", "dask"], "distributed", "[cluster]"),
+        (["execute"], "papermill", "[chapters]"),
+        (["claims"], "pandas", ""),
+    ],
+)
+def test_what_is_missing_is_named(capsys, monkeypatch, arguments, module, extra):
+    from bnlib import claims, notebook, recording
 
-    def without_pandas():
-        raise ModuleNotFoundError("No module named 'pandas'", name="pandas")
+    def without(*arguments, **options):
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
 
-    monkeypatch.setattr(claims, "scoreboard", without_pandas)
-    assert 'this needs pandas: pip install "bnlib[chapters]"' in _fails(capsys, "claims")
+    for place, name in ((recording, "record"), (notebook, "execute"), (claims, "scoreboard")):
+        monkeypatch.setattr(place, name, without)
+    assert f'this needs {module}: pip install "bnlib{extra}"' in _fails(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--scheduler", "tcp://127.0.0.1:8786"], "add --executor dask, or leave out --scheduler"),
+        (["--executor", "dask"], "where is the dask scheduler? Name it: --scheduler tcp://HOST:8786"),
+        (["--executor", "in-turn", "--workers", "2"], "leave out --workers, or take --executor processes"),
+        (["--how", "haste=great"], "--how haste=great: There is no 'haste' to choose"),
+        (["--how", "threads=none"], "threads is a whole number, at least 1, not 'none'"),
+    ],
+)
+def test_what_does_not_go_together_is_said(capsys, arguments, sentence):
+    assert sentence in _fails(capsys, "run", "mechanics", "--device", "cpu", *arguments)
 
 
 def test_version_and_a_closed_pipe():
@@ -205,14 +229,6 @@ def test_version_and_a_closed_pipe():
     )
     os.close(writer)
     assert "Traceback" not in closed.stderr
-
-
-def test_listing_and_judging_do_not_import_torch():
-    code = (
-        "import sys; from bnlib.__main__ import main; main(['list']); main(['claims']); "
-        "assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_reading_records_leaves_the_process_in_peace():

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
+from dataclasses import replace
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
-from bnlib import experiments, recording, records
+from bnlib import executors, experiments, launches, recording, records
 from bnlib.__main__ import main
 from bnlib.records import RecordError
 from bnlib.specs import Experiment, Run, canonical
@@ -174,6 +170,34 @@ def test_a_damaged_finished_run_is_run_again(folder):
     assert not path.exists()
 
 
+def test_a_finished_run_under_another_runs_name_is_not_taken(folder):
+    first, second = TOY.all_runs("smoke")[:2]
+    records.save_run("toy", "smoke", first, [(0, "", "loss", 1.0)], 0.5, {"seconds": 0.5})
+    partial = folder / "toy/smoke.partial"
+    (partial / f"{first.digest}.json").rename(partial / f"{second.digest}.json")
+    assert records.load_run("toy", "smoke", second) is None
+    assert not list(partial.iterdir())
+
+
+def test_what_a_killed_process_was_writing_is_swept_away(folder):
+    _save()
+    litter = folder / "toy/.smoke.parquet.x3f9"
+    litter.write_text("half a tab")
+    with records.recording_lock("toy", "smoke"):
+        assert not litter.exists()
+    assert records.load("toy")
+
+
+@pytest.mark.parametrize("call", ["mkstemp", "mkdir"])
+def test_no_room_even_for_a_name_says_so(monkeypatch, call):
+    def full(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(*((records.tempfile, call) if call == "mkstemp" else (Path, call)), full)
+    with pytest.raises(RecordError, match=r"\(No space left on device\): free some space, then continue"):
+        records.write_atomically(records.root() / "toy/smoke.json", b"")
+
+
 def test_a_folder_that_cannot_be_written_is_one_sentence(folder, monkeypatch):
     blocker = folder / "a-file"
     blocker.write_text("not a folder")
@@ -242,10 +266,16 @@ class Studio:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.patch, self.left = monkeypatch, None
         monkeypatch.setattr(recording, "find", lambda name: TOY)
-        monkeypatch.setattr(recording, "_side_by_side", recording._in_turn)
-        monkeypatch.setattr(recording, "TASKS", {"train": self._train})
+        monkeypatch.setattr(executors._Processes, "execute", self._execute)
+        monkeypatch.setattr(launches, "TASKS", {"train": self._train})
 
-    def _train(self, settings, *, seed, device, tick) -> list[records.Row]:
+    @staticmethod
+    def _execute(processes, sent, conditions, advance):
+        """Says as many workers as there would be, but does all in this process."""
+        for outcomes in executors._InTurn.execute(processes, sent, conditions, advance):
+            yield [replace(outcome, workers=min(processes.workers, len(sent))) for outcome in outcomes]
+
+    def _train(self, settings, *, seed, device, tick, how) -> list[records.Row]:
         if self.left == 0:
             raise KeyboardInterrupt
         self.left = self.left and self.left - 1
@@ -271,6 +301,7 @@ def test_one_sitting_says_all_of_every_run(studio):
     record = studio.record("A", workers=3)
     (sitting,) = record.sittings
     expected = {"started", "seconds", "device", "versions", "source_sha256", "workers", "command"}
+    expected |= {"executor", "how", "data"}
     assert set(sitting) == expected
     assert not expected & set(record.provenance)
     assert (sitting["workers"], sitting["command"]) == (3, "bnlib run toy --scale smoke")
@@ -343,72 +374,3 @@ def test_verify_counts_the_runs_of_other_code(studio, monkeypatch, capsys):
         monkeypatch.setattr(records, "source_digest", lambda code=code: code)
         assert main(["verify"]) == 0
         assert capsys.readouterr().out == f"toy/smoke: good (4 runs, 2 seeds{news}\n"
-
-
-def _run_cli(*arguments: str, root: Path, **options) -> subprocess.Popen:
-    environment = {**os.environ, "BNLIB_RECORDS": str(root)}
-    command = [
-        sys.executable,
-        "-m",
-        "bnlib",
-        "run",
-        "replication",
-        "--scale",
-        "smoke",
-        "--workers",
-        "2",
-        *arguments,
-    ]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, **options)
-
-
-def test_kill_and_resume_gives_the_bytes_of_an_undisturbed_run(folder):
-    whole, broken = folder / "whole", folder / "broken"
-    assert _run_cli("--seeds", "1", root=whole).wait(timeout=120) == 0
-
-    process = _run_cli("--seeds", "1", root=broken, start_new_session=True)
-    partial = broken / "replication/smoke.partial"
-    deadline = time.monotonic() + 60
-    while not list(partial.glob("*.json")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)  # the parent alone: its workers must leave by themselves
-    process.wait()
-    assert not (broken / "replication/smoke.json").exists()
-    assert list(partial.glob("*.json")), "a finished run was kept"
-
-    refused = _run_cli("--seeds", "1", root=broken)
-    assert refused.wait(timeout=60) == 1
-    assert "continue it with --resume" in refused.stderr.read()
-
-    assert _run_cli("--seeds", "1", "--resume", root=broken).wait(timeout=120) == 0
-    assert not partial.exists()
-    name = "replication/smoke.parquet"
-    assert (broken / name).read_bytes() == (whole / name).read_bytes()
-    assert pq.read_table(broken / name).num_rows > 0
-
-
-def test_workers_leave_with_a_killed_parent(folder):
-    process = _run_cli("--seeds", "2", root=folder / "orphans", start_new_session=True)
-    partial = folder / "orphans/replication/smoke.partial"
-    deadline = time.monotonic() + 60
-    while not list(partial.glob("*.json")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    deadline = time.monotonic() + 20
-    while _session_alive(process.pid) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not _session_alive(process.pid)
-
-
-def _session_alive(session: int) -> bool:
-    """Does any process of the session that the killed parent led still run?"""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
-            except OSError:
-                continue
-            if int(fields[3]) == session and fields[0] != "Z":
-                return True
-    return False

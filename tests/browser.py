@@ -1,11 +1,13 @@
 """A real browser for the tests: Debian's Chromium under Playwright, a folder on a loopback port, and a page
 of running Vega views."""
 
+import json
+import re
 import shutil
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,15 @@ class Watch:
             self.problems.append(f"{answer.status}: {answer.url}")
 
 
+@cache
+def vega() -> str:
+    """Vega, Vega-Lite and vega-embed in Altair's versions: a script that sets ``vegaEmbed``."""
+    import vl_convert
+
+    version = ".".join(alt.VEGALITE_VERSION.split(".")[:2])
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
+
+
 def spec_of(figure: Any) -> dict:
     """The Vega-Lite spec of an Altair chart in the book's theme, or of the one explorer in a box.
 
@@ -102,14 +113,12 @@ def drawn(figures: Mapping[str, Any], width: int = 800) -> Iterator[Any]:
     Each stands in a ``div`` that has its name as ``id``, its Vega view as ``view`` and its spec as ``spec``.
     Nothing may be said in the console, neither while they are drawn nor as long as the context lasts.
     """
-    import vl_convert
-
     with chromium() as browser:
         page = browser.new_page(viewport={"width": width, "height": 900})
         problems: list[str] = []
         page.on("console", lambda message: problems.append(message.text))
         page.on("pageerror", lambda error: problems.append(str(error)))
-        page.add_script_tag(content=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+        page.add_script_tag(content=vega())
         for name, figure in figures.items():
             page.evaluate(
                 """async ([name, spec]) => {
@@ -131,21 +140,28 @@ def data_sets(page: Any, name: str, /, **params: Any) -> list[list[dict]]:
     """The data sets of the view ``name`` of a ``drawn`` page, after its ``params`` were set.
 
     Rows keep their numbers, strings, booleans, nulls and lists of strings (words on several lines), and lose
-    what else is nested in them.
+    what else is nested in them, and packed series: flattened, each of their rows still carries the whole.
     """
-    return page.evaluate(
+    # As text: Playwright takes an object apart by itself, which is slow for thousands of rows.
+    text = page.evaluate(
         """async ([name, params]) => {
             const view = document.getElementById(name).view;
             for (const [param, value] of Object.entries(params)) view.signal(param, value);
             await view.runAsync();
-            const plain = ([, value]) => value === null || typeof value !== "object"
-                || (Array.isArray(value) && value.every((v) => typeof v === "string"));
+            const plain = ([, value]) => value === null
+                || (typeof value === "string" && value.length < 1000)
+                || !["string", "object"].includes(typeof value)
+                || (Array.isArray(value) && value.length < 1000 && value.every((v) => typeof v === "string"));
             const copy = (row) => Object.fromEntries(Object.entries(row).filter(plain));
             const names = Object.keys(view.getState({data: () => true}).data);
-            return names.filter((set) => set !== "root").map((set) => (view.data(set) ?? []).map(copy));
+            const sets = names.filter((set) => set !== "root").map((set) => (view.data(set) ?? []).map(copy));
+            // What JSON has no word for: Python reads these three as numbers.
+            return JSON.stringify(sets, (_, value) => value === undefined ? null
+                : typeof value === "number" && !Number.isFinite(value) ? `<${value}>` : value);
         }""",
         [name, params],
     )
+    return json.loads(re.sub('"<(NaN|-?Infinity)>"', r"\1", text))
 
 
 def told(data: list[list[dict]]) -> list:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import offline
+import pages
 import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
@@ -86,9 +89,8 @@ def test_every_page_has_launch_buttons(book, page):
 
 
 @pytest.mark.parametrize("page", CHAPTERS)
-def test_chapters_can_be_run_live_and_downloaded(book, page):
+def test_chapters_can_be_downloaded(book, page):
     soup = book.soup(page)
-    assert soup.select("[onclick='initThebeSBT()']")
     download = soup.select_one(".btn-download-source-button")
     assert download["href"].endswith(f"_sources/{page}.ipynb")
     assert not soup.select(".tag_colab")
@@ -151,6 +153,15 @@ def browser() -> Iterator[Any]:
         yield running
 
 
+SETTLED = """() => {
+  const { charts, maths, widgets } = document.documentElement.dataset;
+  const has = (selector) => document.querySelector(selector);
+  return (!has('script[type$="widget-view+json"]') || widgets === "ready")
+    && (!has("script[src*='/charts.js']") || charts === "ready")
+    && (!has("script[src*='/maths.js']") || maths === "ready");
+}"""
+
+
 @contextmanager
 def opened(browser: Any, address: str, home: str, width: int = WIDE, scheme: str = "light") -> Iterator[Any]:
     """A page in a fresh context (no cache, no stored theme), settled: maths, charts and widgets are there."""
@@ -158,15 +169,8 @@ def opened(browser: Any, address: str, home: str, width: int = WIDE, scheme: str
     page = context.new_page()
     page.watch = Watch(page, home)
     page.goto(address, wait_until="load")
-    page.wait_for_function(
-        """() => {
-          const { charts, widgets } = document.documentElement.dataset;
-          const hasWidgets = document.querySelector('script[type$="widget-view+json"]');
-          const hasCharts = document.querySelector('[id^="altair-viz"], .book-anywidget:not(:has(.bnlab))');
-          return (!hasWidgets || widgets === "ready") && (!hasCharts || charts === "ready");
-        }"""
-    )
-    page.evaluate("() => window.MathJax?.startup?.promise")
+    page.evaluate("() => window.bookCharts?.drawAll()")  # those, too, that nobody has come near
+    page.wait_for_function(SETTLED)
     yield page
     context.close()
 
@@ -176,7 +180,7 @@ def look(request, browser, site) -> Iterator[Any]:
     """One page at one width in one theme, with everything that can be unfolded unfolded."""
     name, (width, scheme) = request.param
     with opened(browser, f"{site}{name}.html", site, width, scheme) as page:
-        page.scheme = scheme
+        page.name, page.scheme = name, scheme
         page.evaluate(
             """() => {
               document.querySelectorAll("details").forEach((e) => (e.open = true));
@@ -219,7 +223,7 @@ def test_all_maths_is_typeset(look):
 def test_every_figure_is_drawn_in_the_pages_ink(look):
     figures = look.evaluate(
         """() => [...document.querySelectorAll(
-          '[id^="altair-viz"], .book-anywidget:not(:has(.bnlab))')].map((e) => ({
+          '.book-chart, .book-anywidget:not(:has(.bnlab))')].map((e) => ({
           svg: e.querySelectorAll("svg.marks").length,
           label: (e.matches("[role=graphics-document]") ? e : e.querySelector("[role=graphics-document]"))
             ?.getAttribute("aria-label") ?? "",
@@ -235,10 +239,24 @@ def test_every_figure_is_drawn_in_the_pages_ink(look):
         assert figure["ground"] == "rgba(0, 0, 0, 0)", "dark mode must not put a white card behind a chart"
 
 
+COLOURS = ["color-contrast", "link-in-text-block"]
+
+
+def rules(look: Any) -> dict:
+    """Which of axe's rules can find what another look has not shown: colours depend on the theme, all else on
+    the width. The front page stands for what the theme adds on a phone to every page."""
+    if look.scheme == "dark":
+        return {"runOnly": {"type": "rule", "values": COLOURS}}
+    if look.viewport_size["width"] == PHONE and look.name != TOC["root"]:
+        return {"rules": {rule: {"enabled": False} for rule in COLOURS}}
+    return {}
+
+
 def test_a_page_passes_axe(look):
     if look.scheme == "dark" and look.viewport_size["width"] == PHONE:
         return  # its colours are those of the wide dark page, its layout that of the light phone page
-    report = Axe().run(look, options={"resultTypes": ["violations"]}).response["violations"]
+    options = {"resultTypes": ["violations"], **rules(look)}
+    report = Axe().run(look, options=options).response["violations"]
     serious = [v for v in report if v["impact"] in ("serious", "critical")]
     assert not serious, "\n".join(
         f"{v['id']}: {v['help']}\n  " + "\n  ".join(n["html"][:200] for n in v["nodes"][:5]) for v in serious
@@ -288,57 +306,53 @@ def to_the_end(page: Any, widget: Any, but: Any) -> None:
     page.wait_for_timeout(200)
 
 
+def tells_its_number(widget: Any, control: Any) -> bool:
+    """Is the number on a slider that of its figure? The position of a choice among labels is no number."""
+    if (value := control.get_attribute("data-value")) is None:
+        return True
+    signals = widget.evaluate(
+        """(w) => [...w.querySelectorAll(".book-anywidget")].flatMap((host) =>
+             Object.values(host.vegaView.getState({ signals: () => true }).signals))"""
+    )
+    return any(isinstance(s, int | float) and abs(s - float(value)) < 1e-9 for s in signals)
+
+
 @pytest.mark.parametrize("name", CHAPTERS)
-def test_every_control_moves_its_figure_by_keyboard(browser, site, name):
+def test_every_control_moves_its_figure_by_keyboard_and_tells_its_number(browser, site, name):
     with opened(browser, f"{site}{name}.html", site) as page:
-        stuck = []
+        stuck, untold = [], []
         for widget in page.query_selector_all(EXPLORERS):
             for control in widget.query_selector_all(CONTROLS):
-                if moves(page, widget, control):
-                    continue
-                to_the_end(page, widget, control)
+                words = control.evaluate("(c) => (c.closest('.book-row') ?? c).innerText")
                 if not moves(page, widget, control):
-                    stuck.append(control.evaluate("(c) => c.closest('.book-row').innerText"))
+                    to_the_end(page, widget, control)
+                    if not moves(page, widget, control):
+                        stuck.append(words)
+                if not tells_its_number(widget, control):
+                    untold.append(words)
         assert stuck == []
+        assert untold == []
         assert page.watch.problems == []
         assert page.watch.requests_elsewhere == []
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
-def test_the_number_on_a_slider_is_the_number_in_its_figure(browser, site, name):
-    with opened(browser, f"{site}{name}.html", site) as page:
-        for widget in page.query_selector_all(EXPLORERS):
-            for control in widget.query_selector_all("input[type=range]"):
-                press(page, control)
-                page.wait_for_timeout(100)
-                if (value := control.get_attribute("data-value")) is None:
-                    continue  # a choice among labels: its position is no number of the figure
-                signals = widget.evaluate(
-                    """(w) => [...w.querySelectorAll(".book-anywidget")].flatMap((host) =>
-                         Object.values(host.vegaView.getState({ signals: () => true }).signals))"""
-                )
-                assert any(isinstance(s, int | float) and abs(s - float(value)) < 1e-9 for s in signals), (
-                    value
-                )
-
-
-@pytest.mark.parametrize("name", CHAPTERS)
-def test_controls_are_named_and_large_enough_for_fingers(browser, site, name):
-    with opened(browser, f"{site}{name}.html", site, PHONE) as page:
-        controls = page.evaluate(
-            """(selector) => [...document.querySelectorAll(".book-widget")].flatMap((w) =>
-                 [...w.querySelectorAll(selector)].map((c) => ({
-                   name: c.labels?.[0]?.textContent || c.getAttribute("aria-label") || c.textContent,
-                   spoken: c.type !== "range" || Boolean(c.getAttribute("aria-valuetext")),
-                   height: (["checkbox", "radio"].includes(c.type) ? c.closest(".book-row, label") : c)
-                     .getBoundingClientRect().height,
-                 })))""",
-            CONTROLS,
-        )
-        for control in controls:
-            assert control["name"].strip()
-            assert control["spoken"], control
-            assert control["height"] >= 44, control
+def test_controls_are_named_and_large_enough_for_fingers(look):
+    if (look.viewport_size["width"], look.scheme) != (PHONE, "light"):
+        return  # names do not depend on the look, nor sizes on the theme; on a phone there are fingers
+    controls = look.evaluate(
+        """(selector) => [...document.querySelectorAll(".book-widget")].flatMap((w) =>
+             [...w.querySelectorAll(selector)].map((c) => ({
+               name: c.labels?.[0]?.textContent || c.getAttribute("aria-label") || c.textContent,
+               spoken: c.type !== "range" || Boolean(c.getAttribute("aria-valuetext")),
+               height: (["checkbox", "radio"].includes(c.type) ? c.closest(".book-row, label") : c)
+                 .getBoundingClientRect().height,
+             })))""",
+        CONTROLS,
+    )
+    for control in controls:
+        assert control["name"].strip()
+        assert control["spoken"], control
+        assert control["height"] >= 44, control
 
 
 # --- the book as a whole -------------------------------------------------------------------------------
@@ -369,17 +383,167 @@ def test_the_theme_can_be_switched_by_hand(browser, site):
         ink = "(e) => getComputedStyle(e).fill"
         before = figure.evaluate(ink) if figure else None
         page.click(".theme-switch-button")
-        page.wait_for_function("document.documentElement.dataset.mode !== 'auto'")
+        page.wait_for_function("() => document.documentElement.dataset.mode !== 'auto'")
         while page.evaluate("document.documentElement.dataset.theme") != "dark":
             page.click(".theme-switch-button")
         assert figure is None or figure.evaluate(ink) != before
 
 
-def test_live_code_asks_for_nothing_until_it_is_pressed(browser, site):
+# --- the policy ----------------------------------------------------------------------------------------
+# A browser tells the console of everything that a policy blocks: whatever else is done to a page here, and in
+# the tests of the lab and of the runtime, `problems` would show it.
+
+
+@pytest.mark.parametrize("page", [*PAGES, "search", "genindex"])
+def test_a_page_has_a_strict_policy_before_its_first_script(book, page):
+    text = (book.html / f"{page}.html").read_text(encoding="utf-8")
+    assert text.index("Content-Security-Policy") < text.index("<script")
+    content = book.soup(page).select_one("meta[http-equiv=Content-Security-Policy]")["content"]
+    rules = dict(rule.strip().split(" ", 1) for rule in content.split(";"))
+    assert rules["default-src"] == rules["base-uri"] == rules["object-src"] == "'none'"
+    assert not re.search(r"'unsafe-(inline|eval|hashes)'|https?:|\*|blob:|data:", rules["script-src"])
+    trains = bool(book.soup(page).select("script[src*='lab-images.js']"))
+    assert ("'wasm-unsafe-eval'" in rules["script-src"]) == trains
+    assert rules["worker-src"] == ("blob:" if trains else "'none'")
+
+
+# What each attempt sets if it is let through.
+ATTEMPTS = {
+    "an inline script": """() => {
+      const script = document.createElement("script");
+      script.textContent = "window.gotThrough = true";
+      document.head.append(script);
+    }""",
+    "a foreign script": """() => new Promise((done) => {
+      const script = document.createElement("script");
+      script.onload = () => done((window.gotThrough = true));
+      script.onerror = done;
+      script.src = "https://example.org/script.js";
+      document.head.append(script);
+    })""",
+    "a script out of text": """() => new Promise((done) => {
+      const script = document.createElement("script");
+      script.onerror = done;
+      script.onload = done;
+      script.src = URL.createObjectURL(new Blob(["window.gotThrough = true"]));
+      document.head.append(script);
+    })""",
+    "a handler in markup": """() => {
+      document.querySelector("article").insertAdjacentHTML("beforeend", "<b onclick='gotThrough = 1'></b>");
+      document.querySelector("article > b").click();
+    }""",
+    "a request": """() => fetch("https://example.org/").then(() => (window.gotThrough = true), () => {})""",
+    "text as code": """() => {
+      // Playwright's own evaluation may make code of text: the page's timers may not.
+      setTimeout(() => { try { (0, eval)("window.gotThrough = true"); } catch {} });
+      return new Promise((done) => setTimeout(done, 50));
+    }""",
+}
+
+
+@pytest.mark.parametrize("name", [CHAPTERS[0], "lab"])
+def test_a_page_blocks_what_is_put_into_it(browser, site, name):
+    with opened(browser, f"{site}{name}.html", site) as page:
+        page.route(re.compile(r"^https://"), lambda route: route.fulfill(body="window.gotThrough = true"))
+        assert page.watch.problems == []
+        for attempt, code in ATTEMPTS.items():
+            page.evaluate("window.blocked = 0")
+            page.evaluate("document.onsecuritypolicyviolation = () => window.blocked++")
+            page.evaluate(code)
+            page.wait_for_function("() => window.blocked > 0 || window.gotThrough")
+            assert not page.evaluate("window.gotThrough"), attempt
+
+
+def test_the_themes_buttons_work_under_the_policy(browser, site):
     with opened(browser, f"{site}{CHAPTERS[0]}.html", site) as page:
+        page.evaluate("window.print = () => (window.printed = true)")
+        page.locator(".dropdown-download-buttons > button").click()
+        page.locator("[data-book-action=print]").click()
+        page.wait_for_function("() => window.printed")
+        page.locator("[data-book-action=full-screen]").click()
+        page.wait_for_function("() => document.fullscreenElement")
+        page.evaluate("document.exitFullscreen()")
+        code = page.locator("div.highlight:visible").first
+        code.hover()
+        code.locator("button.copybtn").click()
+        code.locator("button.copybtn.success").wait_for()
+        page.locator(".search-button__button").first.click()
+        page.locator("dialog[open] input[name=q]").fill("variance")
+        page.locator("dialog[open] input[name=q]").press("Enter")
+        page.wait_for_selector("#search-results li")
+        assert page.watch.problems == []
+
+
+def test_the_lab_trains_under_the_policy(browser, site):
+    with opened(browser, f"{site}lab.html", site) as page:
+        page.get_by_role("button", name="Run").click()
+        page.wait_for_function(
+            "() => /^Step [1-9]/.test(document.querySelector('.bnlab-status').textContent)"
+        )
+        assert "WebAssembly" not in page.locator(".bnlab-status").inner_text()
+        assert page.watch.problems == []
         assert page.watch.requests_elsewhere == []
-        asked = []
-        page.route(re.compile(r"^https://"), lambda route: (asked.append(route.request.url), route.abort()))
-        page.evaluate("initThebeSBT()")
-        page.wait_for_timeout(500)
-        assert any("thebe" in url for url in asked)
+
+
+# --- what a page weighs, and how soon it answers --------------------------------------------------------
+
+
+def test_the_first_page_is_light_and_has_no_vega_and_no_mathjax(browser, site):
+    sizes = []
+    context = browser.new_context()
+    page = context.new_page()
+    page.on("response", lambda answer: sizes.append((answer.url, len(answer.body()))))
+    page.goto(f"{site}{TOC['root']}.html", wait_until="networkidle")
+    assert sum(size for _, size in sizes) < 2.5e6, sizes
+    assert not [url for url, _ in sizes if "/vendor/vega" in url or "/vendor/mathjax" in url]
+    context.close()
+
+
+def test_figures_are_drawn_when_the_reader_comes_near_and_nothing_moves(browser, site):
+    context = browser.new_context(viewport={"width": WIDE, "height": 900})
+    page = context.new_page()
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{site}{CHAPTERS[0]}.html", wait_until="networkidle")
+    page.wait_for_function(SETTLED)
+    last = page.locator(".book-chart, .book-anywidget").last
+    assert last.locator("svg.marks").count() == 0, "the last figure is far below"
+    room = last.bounding_box()["height"]
+    last.scroll_into_view_if_needed()
+    last.locator("svg.marks").wait_for()
+    assert any("/vendor/vega.js" in url for url in asked)
+    assert abs(last.bounding_box()["height"] - room) < 150, "the room that was kept is about the figure's"
+    context.close()
+
+
+# --- the offline edition -------------------------------------------------------------------------------
+
+
+def test_the_offline_edition_is_the_whole_book_wherever_it_is_unpacked(browser, book, tmp_path):
+    archive = offline.pack(book.html, tmp_path)
+    with zipfile.ZipFile(archive) as content:
+        content.extractall(tmp_path / "elsewhere")
+    (folder,) = (tmp_path / "elsewhere").iterdir()
+    assert "python -m http.server" in (folder / "README.txt").read_text(encoding="utf-8")
+    assert f"url={TOC['root']}.html" in (folder / "index.html").read_text(encoding="utf-8")
+    with served(folder) as home:
+        for name in (TOC["root"], CHAPTERS[0], "lab"):
+            with opened(browser, f"{home}{name}.html", home) as page:
+                assert page.watch.problems == []
+                assert page.watch.requests_elsewhere == []
+
+
+def test_the_benchmark_measures_pages_and_sliders(book, browser, monkeypatch):
+    monkeypatch.setattr(pages, "MOVES", 2)
+    monkeypatch.setattr(pages, "QUIET", 100)
+    assert book.code == 0, book.log[-4000:]
+    names = [TOC["root"], CHAPTERS[3]]
+    readings, times = pages.measure(browser, book.html, names, 1)
+    first, chapter = (readings[name][0] for name in names)
+    assert first.requests > 10 and 0.3 < first.megabytes < chapter.megabytes
+    assert all(0.01 < reading.seconds < 60 for reading in (first, chapter))
+    assert times[names[0]] == [] and times[names[1]]
+    kept = pages.goals({"cold": 20.0, "nothing changed": 2.0}, readings, times).table()
+    assert "| weight of the first page | at most 2.5 MB |" in kept and "build, nothing changed" in kept
+    for text in (pages.page_table(readings), pages.slider_table(times)):
+        assert f"| `{names[1]}` |" in text

@@ -1,6 +1,7 @@
 """The Sphinx extension's plain functions: no browser, no build."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,19 @@ from sphinx.errors import ConfigError, ExtensionError
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "_ext"))
-from offline_book import assets, launch, listings, provenance, repository, scoreboard  # noqa: E402
+from offline_book import (  # noqa: E402
+    assets,
+    charts,
+    icons,
+    launch,
+    listings,
+    modules,
+    pages,
+    policy,
+    provenance,
+    repository,
+    scoreboard,
+)
 
 URL = "https://github.com/owner/book"
 BASE = "https://owner.github.io/book/"
@@ -81,7 +94,7 @@ def test_launch_addresses():
     )
 
 
-# --- import maps and Altair's output -------------------------------------------------------------------
+# --- widgets' modules and Altair's output ---------------------------------------------------------------
 
 
 def test_imports_are_read_out_of_the_widgets_code():
@@ -91,7 +104,7 @@ def test_imports_are_read_out_of_the_widgets_code():
         const later = () => import("https://cdn.example/vega-embed@7?deps=vega@6");
         const local = await import("./local.js"); // https://cdn.example/comment
     """
-    assert assets.module_imports(source) == [
+    assert modules.module_imports(source) == [
         "https://cdn.example/vega-embed@7?deps=vega@6",
         "https://cdn.example/d3",
     ]
@@ -101,27 +114,57 @@ def test_the_explorers_one_import_is_served_by_the_book():
     import bnlib.widgets
 
     source = Path(bnlib.widgets.__file__).with_name("explorer.js").read_text(encoding="utf-8")
-    states = [{"a": {"state": {"_esm": source}}, "b": {"state": {"value": 1}}}]
-    assert assets.import_map(states) == dict.fromkeys(assets.module_imports(source), assets.VEGA_EMBED_SHIM)
-    assert len(assets.module_imports(source)) == 1
+    assert len(modules.module_imports(source)) == 1
+    code = modules.classic(source)
+    assert modules.module_imports(code) == []
+    assert code.count("window.vegaEmbed") == 1 and code.endswith("return exported;")
 
 
-def test_an_import_that_the_book_cannot_serve_stops_the_build():
-    with pytest.raises(ExtensionError, match=r"https://cdn\.example/d3"):
-        assets.import_map([{"a": {"state": {"_esm": 'import d3 from "https://cdn.example/d3"'}}}])
+@pytest.mark.parametrize("ending", ["export default { render };", "export{r as default};\n"])
+def test_a_widgets_module_becomes_a_file_and_leaves_its_name(tmp_path, ending):
+    source = f"const r = 1, render = 2;\n{ending}"
+    state = {name: {"state": {"_esm": source}} for name in "ab"} | {"c": {"state": {"value": 1}}}
+    (script,) = modules.detach(state, tmp_path)
+    name = modules.module_name(source)
+    assert script == f"widgets/{name}.js"
+    assert state["a"]["state"]["_esm"] == state["b"]["state"]["_esm"] == name
+    text = (tmp_path / script).read_text(encoding="utf-8")
+    assert f'modules.set("{name}", ' in text and "export " not in text and "const exported = " in text
 
 
-def test_altair_is_told_that_its_versions_are_there():
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ('import d3 from "https://cdn.example/d3"\nexport default {};', r"https://cdn\.example/d3"),
+        ("export const render = 1;", "export one default"),
+        ("const render = 1;", "export one default"),
+        ('import x from "./x.js";\nexport default x;', "import nothing"),
+    ],
+)
+def test_a_module_that_the_book_cannot_serve_stops_the_build(source, said):
+    with pytest.raises(ExtensionError, match=said):
+        modules.classic(source)
+
+
+def test_a_chart_becomes_its_specification():
     import altair as alt
     import pandas as pd
 
-    body = alt.Chart(pd.DataFrame({"x": [1]})).mark_point().encode(x="x")._repr_mimebundle_()["text/html"]
-    assert assets.altair_versions(body) == {
-        "vega_version": alt.VEGA_VERSION,
-        "vegalite_version": alt.VEGALITE_VERSION,
-        "vegaembed_version": alt.VEGAEMBED_VERSION,
-    }
-    assert assets.altair_versions("<p>No chart.</p>") == {}
+    table = pd.DataFrame({"x": [1], "of": ["</b>"]})
+    chart = alt.Chart(table, description="One point.").mark_point().encode(x="x")
+    output = chart._repr_mimebundle_()["text/html"]
+    body = charts.as_data(f"<p>before</p>{output}<p>between</p>{output}<p>after</p>")
+    parts = re.findall(rf'<script type="{re.escape(charts.CHART_TYPE)}">(.*?)</script>', body)
+    assert [json.loads(part) for part in parts] == [chart.to_dict()] * 2
+    assert body.startswith("<p>before</p>") and "<p>between</p>" in body and "altair-viz" not in body
+    assert charts.as_data("<p>No chart.</p>") == "<p>No chart.</p>"
+
+
+def test_an_unknown_form_of_altairs_output_stops_the_build():
+    with pytest.raises(ExtensionError, match="unknown form"):
+        charts.as_data('<div id="altair-viz-1"></div><script type="text/javascript">draw()</script>')
+    with pytest.raises(ExtensionError, match="unknown form"):
+        charts.as_data('<div id="altair-viz-1"></div><script type="module">draw()</script>')
 
 
 def test_an_inline_script_is_kept_once():
@@ -135,8 +178,60 @@ def test_an_inline_script_is_kept_once():
         script("const a = 1"),
         script(None),
     ]
-    assets.drop_repeated_scripts(scripts)
-    assert [s.attributes.get("body") for s in scripts] == ["const a = 1", None, "const b = 2", None]
+    kept = assets.without_repeated(scripts)
+    assert [s.attributes.get("body") for s in kept] == ["const a = 1", None, "const b = 2", None]
+
+
+# --- what is done to a page last ------------------------------------------------------------------------
+
+
+def test_icons_are_drawn_in_the_page():
+    page = '<i class="fas fa-adjust fa-lg theme" data-mode="dark"  title="Dark"></i><em class="fair">x</em>'
+    drawn = icons.drawn(page, pages.theme_file(pages.FONT_AWESOME_SOURCE))
+    assert drawn.startswith('<svg class="svg-inline--fa fa-adjust fa-lg theme" viewBox="0 0 512 512"')
+    assert 'data-mode="dark"' in drawn and "<title>Dark</title><path" in drawn
+    assert drawn.endswith('</svg><em class="fair">x</em>')
+    with pytest.raises(ExtensionError, match="no-such-icon"):
+        icons.drawn('<i class="fas fa-no-such-icon"></i>', pages.theme_file(pages.FONT_AWESOME_SOURCE))
+
+
+def test_a_solid_icon_is_not_the_outlined_one_of_its_name():
+    found = icons.drawings(pages.theme_file(pages.FONT_AWESOME_SOURCE))
+    assert found["solid", "lightbulb"] != found["regular", "lightbulb"]
+    assert ("brands", "github") in found and ("solid", "github") not in found
+
+
+HEAD = '<html><head><meta charset="utf-8" /></head><body>'
+
+
+def test_the_policy_names_the_inline_scripts_and_nothing_else():
+    others = '<script src="a.js"></script><script type="application/json">1</script>'
+    page = f"{HEAD}<script>let a = 1;</script>{others}"
+    (known,) = policy.inline_hashes(page)
+    assert known == "'sha256-xY6QKfH9PRsQnLz56nj6MBwiK5oHg+im1Jkpdp1x/Ck='"
+    protected = policy.protected(page, trains=False)
+    assert protected.index("Content-Security-Policy") < protected.index("<script")
+    assert f"script-src 'self' file: {known};" in protected and "default-src 'none'" in protected
+    assert "wasm" not in protected and "unsafe-eval" not in protected and "worker-src 'none'" in protected
+    trains = policy.protected(page, trains=True)
+    assert "'wasm-unsafe-eval'" in trains and "worker-src blob:" in trains
+
+
+def test_inline_handlers_become_listeners_or_stop_the_build():
+    assert 'data-book-action="print"' in policy.protected(f'{HEAD}<a onclick="window.print()">', False)
+    with pytest.raises(ExtensionError, match="onclick"):
+        policy.protected(f'{HEAD}<a class="b" onclick="other()">', False)
+    with pytest.raises(ExtensionError, match="charset"):
+        policy.protected("<html>", False)
+
+
+def test_a_pages_scripts_wait_and_its_state_comes_last():
+    state = f'<script type="{pages.lab.STATE_TYPE}">{{}}</script>'
+    page = f'<head>{state}<script src="a.js"></script><script async src="b.js"></script></head><body>x</body>'
+    assert pages.deferred(pages.state_last(page)) == (
+        '<head><script defer="defer" src="a.js"></script><script async src="b.js"></script></head>'
+        f"<body>x{state}\n</body>"
+    )
 
 
 # --- listings ------------------------------------------------------------------------------------------
@@ -309,12 +404,18 @@ def test_what_stands_behind_a_verdict():
         "value": 2.0,
         "low": 1.0,
         "high": 3.0,
+        "digits": 3,
         "n_seeds": 5,
         "scale": "paper",
         "unit": "points",
     }
     assert scoreboard.measured(row) == "2 points"
     assert scoreboard.basis(row) == "criterion: > 0; range 1 to 3; 5 seeds; paper scale"
+    close = row | {"criterion": "> 1", "value": 1.0016, "low": 1.0013, "high": 1.083, "unit": "", "digits": 4}
+    assert (scoreboard.measured(close), scoreboard.basis(close).split("; ")[1]) == (
+        "1.002",
+        "range 1.001 to 1.083",
+    )
     missing = row | {"value": None, "n_seeds": 0, "scale": None}
     assert scoreboard.measured(missing) == "–"
     assert scoreboard.basis(missing) == "criterion: > 0"

@@ -29,6 +29,7 @@ UI = ROOT / "lab" / "src" / "ui"
 STATIC = ROOT / "_ext" / "offline_book" / "static"
 sys.path.insert(0, str(ROOT / "_ext"))
 from offline_book import lab as extension  # noqa: E402
+from offline_book import modules, policy  # noqa: E402
 
 RUNTIME = ("model.js", "controls.js", "widgets.js", "book.css")
 RESTS = "Number(document.querySelector('.bnlab').dataset.rests ?? 0)"
@@ -39,11 +40,14 @@ PATIENCE = 60_000  # milliseconds for one run on a busy machine; a quiet one tak
 
 
 def page_with(state: dict[str, Any], images: list[str]) -> str:
-    """A page as the book makes it: saved state, its view, the widget runtime and the images' script."""
+    """A page as the book makes it: saved state, its view, the widget runtime and the images' script, all
+    under the policy of a page with a lab."""
     text = json.dumps(state).replace("</", "<\\/")
     view = json.dumps({"model_id": extension.MODEL})
-    scripts = "".join(f'<script defer src="{name}"></script>' for name in RUNTIME if name.endswith(".js"))
-    return (
+    module = f"{modules.FOLDER}/{modules.module_name(extension.source())}.js"
+    runtime = [RUNTIME[0], module, *(name for name in RUNTIME[1:] if name.endswith(".js"))]
+    scripts = "".join(f'<script defer src="{name}"></script>' for name in runtime)
+    page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Lab</title>'
         '<link rel="icon" href="data:,"><meta name="viewport" content="width=device-width">'
         '<meta name="color-scheme" content="light dark"><link rel="stylesheet" href="book.css">'
@@ -51,6 +55,7 @@ def page_with(state: dict[str, Any], images: list[str]) -> str:
         f'</head><body><main><h1>Lab</h1><script type="{extension.STATE_TYPE}">{text}</script>'
         f'<script type="{extension.VIEW_TYPE}">{view}</script></main></body></html>'
     )
+    return policy.protected(page, trains=True)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +72,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez_compressed(source / "mnist.npz", **parts)
     for name in (*RUNTIME, "lab-images.js"):
         shutil.copy(STATIC / name, folder)
+    modules.write_module(extension.source(), folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BNLIB_DATA", str(source))
         names = extension.write_images(folder / "lab")
@@ -95,7 +101,7 @@ def opened(browser: Any, address: str, home: str | None = None, **options: Any) 
     page.asked = []
     page.on("request", lambda request: page.asked.append(request.url))
     page.goto(address)
-    page.wait_for_function("document.documentElement.dataset.widgets === 'ready'")
+    page.wait_for_function("() => document.documentElement.dataset.widgets === 'ready'")
     page.locator(".bnlab[data-state=idle]").wait_for()
     unfold(page)
     yield page
@@ -123,7 +129,7 @@ def run(page: Any) -> None:
 
 
 def at_rest(page: Any, before: int = 0) -> None:
-    page.wait_for_function(f"({RESTS}) > {before}", timeout=PATIENCE)
+    page.wait_for_function(f"() => ({RESTS}) > {before}", timeout=PATIENCE)
     assert "Nothing" not in page.locator(".bnlab-story").inner_text(), notices(page)
 
 
@@ -235,7 +241,7 @@ def test_the_same_settings_give_the_same_parameters(browser: Any, site: str):
         page.get_by_label("Measure").select_option("10")
         page.get_by_label("Speed").press("ArrowLeft")
         page.get_by_role("button", name="Run").click()
-        page.wait_for_function("/Step [1-9]/.test(document.querySelector('.bnlab-status').textContent)")
+        page.wait_for_function("() => /Step [1-9]/.test(document.querySelector('.bnlab-status').textContent)")
         page.get_by_role("button", name="Pause").click()
         at_rest(page, 1)
         assert 0 < int(table(page)[0]["Steps"]) < 60
@@ -259,11 +265,13 @@ def test_a_run_under_way_takes_up_another_speed_and_another_end(browser: Any, si
         page.get_by_label("Steps").fill("20")
         page.get_by_label("Steps").press("Enter")
         page.get_by_role("button", name="Run").click()
-        page.wait_for_function("/Step [1-9]/.test(document.querySelector('.bnlab-status').textContent)")
+        page.wait_for_function("() => /Step [1-9]/.test(document.querySelector('.bnlab-status').textContent)")
         page.get_by_label("Steps").fill("40")
         page.get_by_label("Steps").press("Enter")
         page.get_by_label("Speed").press("End")
-        page.wait_for_function("/Step 40 of 40/.test(document.querySelector('.bnlab-status').textContent)")
+        page.wait_for_function(
+            "() => /Step 40 of 40/.test(document.querySelector('.bnlab-status').textContent)"
+        )
         page.locator(".bnlab[data-state=idle]").wait_for()
         assert hashes(page) == expected
 
@@ -415,7 +423,7 @@ def test_an_unknown_word_in_a_link_is_replaced_and_told(browser: Any, site: str)
 def test_a_link_that_is_pasted_into_the_address_is_followed(browser: Any, site: str):
     with opened(browser, site) as page:
         page.evaluate(f"window.location.hash = {link('l2,first,0.2,3', seed=8)!r}")
-        page.wait_for_function("document.querySelectorAll('.bnlab-network').length === 1")
+        page.wait_for_function("() => document.querySelectorAll('.bnlab-network').length === 1")
         assert page.get_by_label("Experiment").input_value() == "own"
         assert page.get_by_label("Seed").input_value() == "8"
         page.evaluate("window.location.hash = '#lab=1&net=batch'")
@@ -522,7 +530,7 @@ def test_a_digit_can_be_drawn_by_keyboard(browser: Any, site: str):
             page.keyboard.press(key)
         page.get_by_role("img", name="Your digit").wait_for()
         page.wait_for_function(
-            "document.querySelector('.bnlab-insight > p').textContent.startsWith('Says 1')"
+            "() => document.querySelector('.bnlab-insight > p').textContent.startsWith('Says 1')"
         )
         page.keyboard.press("Delete")
         page.get_by_role("img", name="Test image").wait_for()

@@ -1,6 +1,5 @@
 """The widget runtime of the static book: real ipywidgets state, a real browser, the keyboard, no kernel."""
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from bnlib.widgets import Explorer, controls
 
 EXTENSION = Path(__file__).parents[1] / "_ext"
 sys.path.insert(0, str(EXTENSION))
-from offline_book import assets, lab  # noqa: E402
+from offline_book import assets, charts, lab, modules, policy  # noqa: E402
 
 POINTS = [1.0, 2.0, 4.0, 9.0]
 
@@ -31,7 +30,7 @@ POINTS = [1.0, 2.0, 4.0, 9.0]
 def folder(tmp_path_factory) -> Path:
     """The files that a page of the book has beside it."""
     made = tmp_path_factory.mktemp("page")
-    for script in (*assets.RUNTIME, "charts.js"):
+    for script in (*assets.RUNTIME, *assets.CHARTS):
         (made / script).write_text((assets.STATIC / script).read_text(encoding="utf-8"), encoding="utf-8")
     (made / "vendor").mkdir()
     assets.write_vega(made / "vendor" / "vega.js")
@@ -57,25 +56,32 @@ def show(browser, site, folder) -> Callable:
     @contextmanager
     def opened(*widgets: w.Widget, problems: bool = False, **context: Any) -> Iterator[Any]:
         state = dependency_state(list(widgets), drop_defaults=False)
+        first, *rest = assets.RUNTIME
+        scripts = [*assets.CHARTS, first, *modules.detach(state, folder), *rest]
         head = [
             '<link rel="icon" href="data:,">',
-            f'<script type="importmap">{json.dumps({"imports": assets.import_map([state])})}</script>',
-            '<script src="charts.js"></script>',
-            *(f'<script defer src="{name}"></script>' for name in assets.RUNTIME),
+            *(f'<script defer src="{name}"></script>' for name in scripts),
         ]
         views = (
             f'<script type="application/vnd.jupyter.widget-view+json">{{"model_id": "{v.model_id}"}}</script>'
             for v in widgets
         )
-        saved = json.dumps({"state": state}).replace("</", "<\\/")
-        body = f'<script type="{lab.STATE_TYPE}">{saved}</script>{"".join(views)}'
-        page_text = f"<!doctype html><html><head>{''.join(head)}</head><body>{body}</body></html>"
-        (folder / "page.html").write_text(page_text, encoding="utf-8")
+        body = f'<script type="{lab.STATE_TYPE}">{charts.as_json({"state": state})}</script>{"".join(views)}'
+        text = (
+            f'<!doctype html><html><head><meta charset="utf-8">{"".join(head)}</head>'
+            f"<body>{body}</body></html>"
+        )
+        (folder / "page.html").write_text(policy.protected(text, trains=False), encoding="utf-8")
         with browser.new_context(**context) as surroundings:
             page = surroundings.new_page()
             watch = Watch(page, site)
             page.goto(f"{site}page.html")
-            page.wait_for_function("document.documentElement.dataset.widgets === 'ready'")
+            page.wait_for_function(
+                """() => {
+                  const { charts, widgets } = document.documentElement.dataset;
+                  return charts === "ready" && widgets === "ready";
+                }"""
+            )
             yield page
         assert watch.requests_elsewhere == []
         if not problems:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import traitlets
+from browser import vega
 
 from bnlib import charts, widgets
 
@@ -188,15 +189,12 @@ def chromium() -> Iterator[Callable[..., Any]]:
     """
     if not CHROMIUM.exists():
         pytest.skip(f"{CHROMIUM} is missing: install Debian's chromium to run the browser tests")
-    import vl_convert
     from playwright.sync_api import sync_playwright
 
-    version = ".".join(alt.VEGALITE_VERSION.split(".")[:2])
-    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
     address = re.search(r'import\("([^"]+)"\)', ESM.read_text())[1]
     served = {
         "/explorer.js": ESM.read_text(),
-        "/vega.js": f"(function () {{{bundle}\n}})();",
+        "/vega.js": f"(function () {{{vega()}\n}})();",
         "/shim.mjs": "export default window.vegaEmbed;",
     }
 
@@ -445,17 +443,37 @@ def test_every_kind_of_chart_fits_the_page_and_takes_its_ink(chromium, name, wid
         assert seen["ink"] == ["rgb(1, 2, 3)"]
 
 
-@pytest.mark.parametrize(("width", "columns"), [(358, 1), (800, 2)])
-def test_small_multiples_wrap_to_the_page(chromium, width, columns):
-    lefts = chromium(
-        """host.style.width = argument.width + "px";
-        await embed(argument.spec);
-        return [...host.querySelectorAll(".mark-group.role-scope.cell > g")]
-          .map((cell) => Math.round(cell.getBoundingClientRect().left));""",
-        {"spec": themed(SHAPES["small_multiples"]()), "width": width},
-        width=width,
-    )
-    assert len(lefts) == 3 and len(set(lefts)) == columns
+def test_small_multiples_wrap_to_the_page_and_follow_its_width(chromium):
+    """Three panels, then two: first in a narrow window, then in a wide one, then in a narrow one again."""
+    for panels, columns in ((3, (1, 3)), (2, (1, 2))):
+        frame = runs().query("layer < 20") if panels == 2 else runs()
+        steps = chromium(
+            """host.style.width = argument.widths[0] + "px";
+            const { view } = await embed(argument.spec);
+            const steps = [];
+            for (const width of argument.widths) {
+              host.style.width = width + "px";
+              window.dispatchEvent(new Event("resize"));
+              await view.runAsync();
+              const cells = [...host.querySelectorAll(".mark-group.role-scope.cell > g > path.background")]
+                .map((cell) => cell.getBoundingClientRect());
+              steps.push({
+                lefts: cells.map((cell) => Math.round(cell.left)),
+                right: Math.max(...cells.map((cell) => cell.right)),
+                svg: Number(host.querySelector("svg").getAttribute("width")),
+              });
+            }
+            return steps;""",
+            {
+                "spec": themed(charts.small_multiples(frame, "layer", y_title="Loss (nats)")),
+                "widths": [358, 800, 358],
+            },
+        )
+        assert [len(step["lefts"]) for step in steps] == [panels] * 3
+        assert [len(set(step["lefts"])) for step in steps] == [columns[0], columns[1], columns[0]]
+        for step, width in zip(steps, (358, 800, 358), strict=True):
+            assert 0.85 * width < step["svg"] <= width and step["right"] <= width + 8
+        assert steps[2] == steps[0]
 
 
 def test_the_drawn_medians_are_pandas_medians(chromium):

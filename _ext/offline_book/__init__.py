@@ -4,8 +4,13 @@ Each module is one room and has its own ``setup(app)``:
 
 =============  ====================================================================================
 repository     the address of the repository, one setting; a fork's build points to the fork
-assets         MathJax and Vega out of installed wheels, the widget runtime, the charts' loader
-launch         Binder, Colab and live-code buttons; the download that installs the right package
+assets         MathJax and Vega out of installed wheels, the widget runtime; each page gets what it needs
+charts         Altair's figures as data, which the page draws when a reader comes near them
+modules        the code of widgets as files
+pages          the last hand on each page: icons as drawings, and what it does not need taken away
+icons          the theme's icons, as drawings
+policy         the Content-Security-Policy of each page
+launch         Binder and Colab buttons; the download that installs the right package
 listings       ``{listing}``: the real source of a function
 provenance     where a chapter's numbers come from, at its foot; ``{recording-times}``
 scoreboard     ``{scoreboard}``: every claim with its measured value and its verdict
@@ -18,11 +23,11 @@ from __future__ import annotations
 
 from sphinx.application import Sphinx
 
-from . import assets, citations, lab, launch, listings, provenance, repository, scoreboard
+from . import assets, citations, lab, launch, listings, pages, provenance, repository, scoreboard
 
 
 def setup(app: Sphinx) -> dict[str, object]:
     """Sphinx's entry point."""
-    for room in (repository, assets, citations, lab, launch, listings, provenance, scoreboard):
+    for room in (repository, assets, citations, lab, launch, listings, pages, provenance, scoreboard):
         room.setup(app)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,16 +1,15 @@
 """MathJax and Vega, served by the book itself.
 
 A page makes no request to another host. The third-party JavaScript comes out of installed wheels at build
-time (nothing of it is committed) and is copied into ``_static/vendor``. Everything is a classic script, and
-the import map holds ``data:`` addresses, so that the pages also work when opened from disk: browsers refuse
-to load ES modules from ``file://``.
+time (nothing of it is committed) and is copied into ``_static/vendor``. Everything is a classic script, so
+that the pages also work when opened from disk: browsers refuse to load ES modules from ``file://``. A page
+brings what it needs: MathJax where there is mathematics, Vega and the widgets where there are figures.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,58 +22,27 @@ from sphinx.config import Config
 from sphinx.errors import ExtensionError
 from sphinx.util import logging
 
-from . import lab
+from . import charts, lab, modules
 
 logger = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
+CHARTS = ("expressions.js", "charts.js")
+# In this order; the widgets' own modules come after the first.
 RUNTIME = ("model.js", "controls.js", "widgets.js")
 
+MATHJAX_FOLDER = "vendor/mathjax"
 # The wheel holds 24 MB: every input, output and font. The book needs TeX to CHTML, the extensions that TeX
-# loads on demand, and English speech for readers who switch it on in MathJax's menu.
+# loads on demand, and English speech (out of MathML) for readers who switch it on in MathJax's menu.
 MATHJAX = (
     "tex-chtml.js",
+    "input/mml.js",
     "input/tex/extensions",
     "output/chtml/fonts/woff-v2",
     "a11y",
     "sre/mathmaps/base.json",
     "sre/mathmaps/en.json",
 )
-
-# The module that stands in for vega-embed wherever notebook code imports it from a CDN.
-VEGA_EMBED_SHIM = "data:text/javascript,export%20default%20window.vegaEmbed"
-
-
-def module_imports(source: str) -> list[str]:
-    """The absolute addresses that a JavaScript module imports, statically or dynamically."""
-    pattern = r"""(?:\bfrom\s*|\bimport\s*\(?\s*)["'](https?://[^"']+)["']"""
-    return list(dict.fromkeys(re.findall(pattern, source)))
-
-
-def import_map(states: list[dict[str, Any]]) -> dict[str, str]:
-    """Map each address that the widgets on a page import to what the book serves instead.
-
-    ``states`` are saved widget states (model id -> entry). Raises ExtensionError for an address for which
-    the book has nothing to serve.
-    """
-    mapped: dict[str, str] = {}
-    for state in states:
-        for entry in state.values():
-            for url in module_imports(entry["state"].get("_esm", "")):
-                if "/vega-embed@" not in url:
-                    raise ExtensionError(f"A widget imports {url}, which the static book cannot serve.")
-                mapped[url] = VEGA_EMBED_SHIM
-    return mapped
-
-
-def altair_versions(body: str) -> dict[str, str]:
-    """What Altair's HTML output asks for, in the form of its own VEGA_DEBUG variable.
-
-    Altair's output loads Vega from a CDN unless ``window.VEGA_DEBUG`` says that exactly these versions are
-    already there. They are read from the page because a notebook may have been run with another Altair.
-    """
-    found = re.findall(r'maybeLoadScript\("(vega(?:-lite|-embed)?)", *"([^"]+)"\)', body)
-    return {f"{library.replace('-', '')}_version": version for library, version in found}
 
 
 def _wheel_folder(package: str) -> Path:
@@ -119,14 +87,33 @@ def _write_assets(app: Sphinx) -> None:
 
 
 def _configure(app: Sphinx, config: Config) -> None:
-    config.mathjax_path = "vendor/mathjax/tex-chtml.js"
+    config.mathjax_path = f"{MATHJAX_FOLDER}/tex-chtml.js"
     # In place of require.js and the HTML manager, which myst-nb would load from CDNs.
-    config.nb_ipywidgets_js = {name: {"defer": "defer"} for name in RUNTIME}
+    config.nb_ipywidgets_js = {}
 
 
-def _widget_states(scripts: list[Any]) -> list[dict[str, Any]]:
-    bodies = (s.attributes.get("body") for s in scripts if s.attributes.get("type") == lab.STATE_TYPE)
-    return [json.loads(body)["state"] for body in bodies]
+def add_runtime(app: Sphinx, scripts: list[str]) -> None:
+    """Let the page run its widgets, whose modules are ``scripts``, before MathJax (500) begins its work."""
+    first, *rest = RUNTIME
+    for priority, name in enumerate((first, *scripts, *rest), start=400):
+        app.add_js_file(name, priority=priority, defer="defer")
+
+
+def has_maths(body: str, states: list[dict[str, Any]]) -> bool:
+    """Whether there is TeX on a page: in its text, or in what its widgets are called."""
+    described = (entry["state"].get("description", "") for state in states for entry in state.values())
+    return 'class="math' in body or any("\\(" in str(text) for text in described)
+
+
+def has_charts(body: str, states: list[dict[str, Any]]) -> bool:
+    """Whether Vega has something to draw on a page: in its text or in a widget."""
+    return charts.CHART_TYPE in body or any(
+        "spec" in entry["state"] for state in states for entry in state.values()
+    )
+
+
+def _is_mathjax(script: Any) -> bool:
+    return MATHJAX_FOLDER in str(script.filename) or "window.MathJax" in script.attributes.get("body", "")
 
 
 def _complete_page(
@@ -137,25 +124,38 @@ def _complete_page(
         return
     # Sphinx marks the bibliography as an ARIA list whose children are no list items: no list is better.
     body = context.get("body", "").replace(' role="list" class="citation-list"', ' class="citation-list"')
-    context["body"] = body
-    states = _widget_states(scripts)
-    imports = import_map(states)
-    versions = altair_versions(body)
-    if imports:
-        app.add_js_file(None, body=json.dumps({"imports": imports}), type="importmap", priority=10)
-    if versions:
-        app.add_js_file(None, body=f"window.VEGA_DEBUG = {json.dumps(versions)};", priority=10)
-    if imports or versions:
-        app.add_js_file("charts.js", priority=20)
-    lab.add_to_page(app, page, RUNTIME, states)
-    drop_repeated_scripts(scripts)
+    context["body"] = body = charts.as_data(body)
+    static = Path(app.outdir) / "_static"
+    states = []
+    found = []
+    for script in scripts:
+        if script.attributes.get("type") == lab.STATE_TYPE:
+            saved = json.loads(script.attributes["body"])
+            found += modules.detach(saved["state"], static)
+            script.attributes["body"] = charts.as_json(saved)
+            states.append(saved["state"])
+    if lab.is_placed(app, page):
+        found.append(modules.write_module(lab.source(), static))
+    app.add_js_file("page.js", priority=200, defer="defer")
+    if has_charts(body, states):
+        for priority, name in enumerate(CHARTS, start=390):
+            app.add_js_file(name, priority=priority, defer="defer")
+    if found or states:
+        add_runtime(app, list(dict.fromkeys(found)))
+    lab.add_to_page(app, page, states)
+    if has_maths(body, states):
+        app.add_js_file("maths.js", priority=300, defer="defer")
+        keep = scripts
+    else:
+        keep = [script for script in scripts if not _is_mathjax(script)]
+    scripts[:] = without_repeated(keep)
 
 
-def drop_repeated_scripts(scripts: list[Any]) -> None:
-    """Keep one copy of each inline script.
+def without_repeated(scripts: list[Any]) -> list[Any]:
+    """The scripts with one copy of each inline one.
 
-    Sphinx registers an inline script once under the name None and once under '', so sphinx-thebe's
-    ``const THEBE_JS_URL`` would be declared twice: an error in the console of every page.
+    Sphinx registers an inline script once under the name None and once under '', and an extension's ``const``
+    would be declared twice: an error in the console of every page.
     """
     seen: set[str] = set()
     kept = []
@@ -165,7 +165,7 @@ def drop_repeated_scripts(scripts: list[Any]) -> None:
             kept.append(script)
         if body is not None:
             seen.add(body)
-    scripts[:] = kept
+    return kept
 
 
 def setup(app: Sphinx) -> None:

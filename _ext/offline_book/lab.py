@@ -14,8 +14,6 @@ from __future__ import annotations
 import base64
 import html
 import json
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,11 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 from bnlib import lab_images, widgets
+from bnlib.images import DataError
 from bnlib.widgets import Lab
+
+from .charts import as_json
+from .modules import module_name
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +40,24 @@ VERSION = {"version_major": 2, "version_minor": 0}
 FALLBACK = "The lab trains networks in your browser: it needs JavaScript."
 
 
+def source() -> str:
+    """The lab's module."""
+    return (Path(widgets.__file__).parent / "lab" / "lab.js").read_text(encoding="utf-8")
+
+
 def widget_state(preset: str) -> dict[str, Any]:
-    """A widget state, as a notebook would save it, of a lab that begins with ``preset``."""
+    """A widget state, as a notebook would save it, of a lab that begins with ``preset``.
+
+    In the place of its module stands the name, as in all states of the book.
+    """
     lab = Lab(preset, link=True)
-    kept = lab.get_state(["_esm", "_anywidget_id", "state", "link"])
-    return {
-        "version_major": 2,
-        "version_minor": 0,
-        "state": {MODEL: {"model_name": "AnyModel", "state": kept}},
-    }
+    kept = lab.get_state(["_anywidget_id", "state", "link"]) | {"_esm": module_name(source())}
+    return {**VERSION, "state": {MODEL: {"model_name": "AnyModel", "state": kept}}}
+
+
+def is_placed(app: Sphinx, page: str) -> bool:
+    """Whether a page's text has the directive."""
+    return bool(app.env.metadata.get(page, {}).get("lab"))
 
 
 def holds_a_lab(states: list[dict[str, Any]]) -> bool:
@@ -64,8 +75,7 @@ class LabDirective(SphinxDirective):
             state = widget_state(self.arguments[0])
         except ValueError as error:
             raise ExtensionError(f"{self.get_location()}: {error}") from None
-        # Inside a script element, "</" would end it.
-        text = json.dumps(state).replace("</", "<\\/")
+        text = as_json(state)
         view = json.dumps({**VERSION, "model_id": MODEL})
         content = (
             f"<noscript><p>{html.escape(FALLBACK)}</p></noscript>"
@@ -78,8 +88,6 @@ class LabDirective(SphinxDirective):
 
 def write_images(folder: Path) -> list[str]:
     """Write each data set that this machine has as a script into ``folder``; returns their names."""
-    from bnlib.data import DataError
-
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name in lab_images.SIZES:
@@ -95,33 +103,21 @@ def write_images(folder: Path) -> list[str]:
     return written
 
 
-def _begin_images(app: Sphinx) -> None:
-    """Another process packs the images, which takes seconds, while Sphinx reads the pages."""
-    if app.builder.format == "html":
-        pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-        app.lab_images = pool.submit(write_images, Path(app.outdir) / "_static" / "lab")
-        pool.shutdown(wait=False)
+def _write_images(app: Sphinx) -> None:
+    if app.builder.format != "html":
+        return
+    app.lab_images = write_images(Path(app.outdir) / "_static" / "lab")
+    for name in set(lab_images.SIZES).difference(app.lab_images):
+        logger.info("The lab goes without %s, which this machine does not have.", name)
 
 
-def _end_images(app: Sphinx, _: Exception | None) -> None:
-    """Wait in any case: nothing is left running, and an error ends the build."""
-    if app.builder.format == "html":
-        for name in set(lab_images.SIZES).difference(app.lab_images.result()):
-            logger.info("The lab goes without %s, which this machine does not have.", name)
-
-
-def add_to_page(app: Sphinx, page: str, runtime: tuple[str, ...], states: list[dict[str, Any]]) -> None:
-    """The scripts that a page with a lab needs; ``runtime`` where no notebook has brought it."""
-    placed = app.env.metadata.get(page, {}).get("lab")
-    if placed:
-        for name in runtime:
-            app.add_js_file(name, defer="defer")
-    if placed or holds_a_lab(states):
-        app.add_js_file("lab-images.js", priority=20, **{"data-names": json.dumps(app.lab_images.result())})
+def add_to_page(app: Sphinx, page: str, states: list[dict[str, Any]]) -> None:
+    """The images, where the page has a lab."""
+    if is_placed(app, page) or holds_a_lab(states):
+        app.add_js_file("lab-images.js", priority=20, **{"data-names": json.dumps(app.lab_images)})
 
 
 def setup(app: Sphinx) -> None:
     """Add the directive, and the images to the build."""
-    app.connect("builder-inited", _begin_images)
-    app.connect("build-finished", _end_images)
+    app.connect("builder-inited", _write_images)
     app.add_directive("lab", LabDirective)

@@ -1,6 +1,6 @@
 """Launch buttons that work, on Markdown pages too, and notebooks that install the right package.
 
-The theme offers Binder, Colab and live code on notebooks. Two things are added here:
+The theme offers Binder and Colab on notebooks. Two things are added here:
 
 - Colab opens the *published* copy of a notebook (``_sources/`` on the branch gh-pages), into whose first
   cell the build has written the repository's address: a fork's Colab button installs the fork.

@@ -62,5 +62,5 @@ def _follow_the_fork(app: Sphinx, config: Config) -> None:
 
 def setup(app: Sphinx) -> None:
     """Connect to the configuration."""
-    # Early: the theme and sphinx-thebe read these options when they start.
+    # Early: the theme reads these options when it starts.
     app.connect("config-inited", _follow_the_fork, priority=100)

@@ -21,6 +21,7 @@ from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
+from bnlib.charts import spell
 from bnlib.claims import scoreboard
 from bnlib.experiments import EXPERIMENTS
 
@@ -28,38 +29,30 @@ from .provenance import CHAPTERS, note_records
 from .tables import table
 
 PAGE = "scoreboard"  # the page whose rows the claim map links to
-SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+SUPERSCRIPTS = str.maketrans("−0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 SIGNS = {"holds": "✓", "fails": "✗", "inconclusive": "?", "not recorded": "–"}
 
 
-def number(value: float) -> str:
-    """Three significant digits, as people write them: 0.0123, 14.2, 1500, 1.5×10⁻⁵."""
+def number(value: float, digits: int = 3) -> str:
+    """A number as people write it: 0.0123, 14.2, 1500, 1.5×10⁻⁵."""
     if not math.isfinite(value):
         return "∞" if value > 0 else "−∞" if value < 0 else "undefined"
-    size = abs(value)
-    if value == 0 or 1e-3 <= size < 999.5:
-        text = f"{value:.3g}"
-    elif 999.5 <= size < 1e6:
-        text = f"{value:.0f}"
-    else:
-        mantissa, exponent = f"{value:.1e}".split("e")
-        text = f"{mantissa}×10{str(int(exponent)).translate(SUPERSCRIPTS)}"
-    return text.replace("-", "−")
+    mantissa, _, exponent = spell(value, digits).partition("e")
+    return f"{mantissa}×10{exponent.translate(SUPERSCRIPTS)}" if exponent else mantissa
 
 
 def measured(row: dict[str, Any]) -> str:
     """The median over the seeds, with the unit."""
     if row["value"] is None:
         return "–"
-    unit = f" {row['unit']}" if row["unit"] else ""
-    return f"{number(row['value'])}{unit}"
+    return f"{number(row['value'], row['digits'])} {row['unit']}".rstrip()
 
 
 def basis(row: dict[str, Any]) -> str:
     """What stands behind the number: criterion, range over the seeds, seeds, scale."""
     parts = [f"criterion: {row['criterion']}"]
     if row["value"] is not None:
-        low, high = number(row["low"]), number(row["high"])
+        low, high = (number(row[end], row["digits"]) for end in ("low", "high"))
         if low != high:
             parts.append(f"range {low} to {high}")
         parts.append(f"{row['n_seeds']} {'seed' if row['n_seeds'] == 1 else 'seeds'}")

@@ -14,14 +14,10 @@
     return made;
   }
 
-  // MathJax may start before or after the widgets: by the page's load event it is there, if the page has it.
-  const loaded = new Promise((resolve) => window.addEventListener("load", resolve));
-  const mathReady = loaded.then(() => window.MathJax?.startup?.promise);
-
   function typesetMath(target) {
     if (!/\\\(|\\\[|\$/.test(target.textContent)) return;
     target.classList.add("mathjax_process");
-    mathReady.then(() => window.MathJax?.typesetPromise?.([target]));
+    window.bookMaths?.typeset([target]);
   }
 
   // ipywidgets' `readout_format` is a d3 format; these are the forms in use: "d", ".2f", ".3g", ".1e", ".0%".

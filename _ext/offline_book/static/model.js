@@ -97,5 +97,6 @@ window.bookWidgets = (() => {
     }
   }
 
-  return { find, load, views: {} };
+  // `modules`: the name of an anywidget's module -> a function that returns what it exports.
+  return { find, load, views: {}, modules: new Map() };
 })();

@@ -2,10 +2,10 @@
 "use strict";
 
 (() => {
-  const { find, load, views } = window.bookWidgets;
+  const { find, load, modules, views } = window.bookWidgets;
   const STATE = 'script[type="application/vnd.jupyter.widget-state+json"]';
   const VIEW = 'script[type="application/vnd.jupyter.widget-view+json"]';
-  const modules = new Map();
+  const exported = new Map();
   const initialised = new Map();
 
   // anywidget modules render into an element that is already on the page, so that a chart can measure it.
@@ -50,18 +50,15 @@
   views.HBoxModel = (model) => box(model, "book-line");
   views.BoxModel = (model) => box(model, "book-line");
 
-  // `_esm` is a module's source text. An import map on the page redirects what it imports.
-  function importModule(source) {
-    if (!modules.has(source)) {
-      const address = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
-      modules.set(source, import(address));
-    }
-    return modules.get(source);
+  // The build has put a module's name in the place of its source, and the module into a script of this name.
+  function importModule(name) {
+    if (!exported.has(name)) exported.set(name, modules.get(name)());
+    return exported.get(name);
   }
 
   async function start(model, host) {
-    const exported = (await importModule(model.get("_esm"))).default;
-    const widget = typeof exported === "function" ? await exported() : exported;
+    const found = importModule(model.get("_esm"));
+    const widget = typeof found === "function" ? await found() : found;
     if (!initialised.has(model)) initialised.set(model, widget.initialize?.({ model }));
     await initialised.get(model);
     await widget.render?.({ model, el: host });
@@ -75,18 +72,16 @@
       style.textContent = model.get("_css");
       document.head.append(style);
     }
-    waiting.push(async () => {
-      try {
-        await start(model, host);
-      } catch (error) {
+    waiting.push(() =>
+      start(model, host).catch((error) => {
         console.error(error);
         host.replaceChildren(message(`This interactive figure could not start: ${error.message}`));
-      }
-    });
+      }),
+    );
     return host;
   };
 
-  async function mountAll() {
+  function mountAll() {
     for (const script of document.querySelectorAll(STATE)) load(JSON.parse(script.textContent).state);
     for (const script of document.querySelectorAll(VIEW)) {
       const host = document.createElement("div");
@@ -96,7 +91,8 @@
     }
     const starts = waiting;
     waiting = [];
-    await Promise.all(starts.map((begin) => begin()));
+    // Not awaited: a figure far below is drawn when the reader comes near it.
+    for (const begin of starts) begin();
     document.documentElement.dataset.widgets = "ready";
   }
 

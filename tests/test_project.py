@@ -1,4 +1,4 @@
-"""House rules: versions agree, the two sides of bnlib stay apart, the wheel is whole, no litter."""
+"""House rules: versions agree, the two sides of bnlib stay apart, no litter."""
 
 from __future__ import annotations
 
@@ -6,40 +6,22 @@ import ast
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-import tomllib
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
-from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
-from packaging.utils import canonicalize_name
 from packaging.version import Version
+from project import PROJECT, ROOT, direct, project_files
 
 import bnlib
 from bnlib import notebook
 
-ROOT = Path(__file__).resolve().parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 CHAPTERS = sorted((ROOT / "chapters").glob("*.ipynb"))
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-
-
-def project_files() -> list[Path]:
-    """Every file that is or would be committed: git's word for it, or all but build products outside git."""
-    if shutil.which("git") and (ROOT / ".git").exists():
-        command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-        listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-        paths = [ROOT / name for name in listed.split("\0") if name]
-    else:
-        ignored = {"__pycache__", ".git", ".hypothesis", ".pytest_cache", ".ruff_cache", ".venv", "_build"}
-        paths = [path for path in ROOT.rglob("*") if not ignored & set(path.parts)]
-    return sorted(path for path in paths if path.is_file())
 
 
 def texts() -> Iterator[tuple[str, str]]:
@@ -58,19 +40,6 @@ def places(pattern: str) -> list[str]:
 
 
 # --- versions -----------------------------------------------------------------------------------------------
-
-
-def direct(extra: str | None = None) -> dict[str, SpecifierSet]:
-    """Ranges of pyproject.toml by name; references from one extra to another are followed."""
-    ranges: dict[str, SpecifierSet] = {}
-    for line in PROJECT["dependencies"] + (PROJECT["optional-dependencies"][extra] if extra else []):
-        requirement = Requirement(line)
-        if requirement.name == PROJECT["name"]:
-            for inner in requirement.extras:
-                ranges |= direct(inner)
-        else:
-            ranges[canonicalize_name(requirement.name)] = requirement.specifier
-    return ranges
 
 
 def locked() -> dict[str, Version]:
@@ -110,9 +79,15 @@ def test_environment_has_the_locked_versions_of_what_the_chapters_need():
         assert lock[name] in direct("lab")[name]
 
 
-def test_test_extra_includes_the_book_and_the_book_the_chapters():
-    assert direct("chapters").keys() <= direct("book").keys() <= direct("test").keys()
-    assert direct().keys() == {"torch", "torchvision", "numpy", "pyarrow", "scikit-learn", "tqdm", "filelock"}
+def test_each_extra_brings_what_its_readers_need_and_no_more():
+    compute = {"torch", "torchvision", "scikit-learn", "tqdm", "filelock"}
+    assert direct().keys() == {"numpy", "pandas", "pyarrow"}
+    assert direct("compute").keys() == direct().keys() | compute
+    assert direct("display").keys() & compute == set()
+    assert direct("book").keys() & compute == {"scikit-learn"}, "a book is built without torch"
+    assert direct("compute").keys() | direct("display").keys() <= direct("chapters").keys()
+    parts = ("book", "chapters", "cluster")
+    assert set().union(*(direct(part) for part in parts)) <= direct("test").keys()
 
 
 def test_version_is_said_once_and_the_same_everywhere():
@@ -127,14 +102,14 @@ def test_citation_has_what_the_format_requires():
     assert all("name" in author for author in citation["authors"])
 
 
-# --- two sides that meet only in specs and records ----------------------------------------------------------
+# --- two sides that meet only in specs, records and images --------------------------------------------------
 
-BOTH = {"specs", "records", "machine"}
+BOTH = {"specs", "records", "machine", "images", "cifar_batches"}
 DISPLAY = {"experiments", "claims", "charts", "explorables", "widgets", "lab_images", "notebook"}
 COMPUTE = {
     *("data", "norms", "lp_norms", "alternative_norms", "noise", "models", "theory"),
     *("probes", "training", "identities", "invariances", "directions", "signal_propagation"),
-    *("surfaces", "recording"),
+    *("surfaces", "together", "updates", "speed", "launches", "executors", "recording"),
 }
 ENTRANCE = {"__init__", "__main__"}
 # The one crossing: recording runs the experiments that the display side declares.
@@ -159,14 +134,14 @@ def at_import(tree: ast.AST) -> Iterator[ast.AST]:
         yield from at_import(node)
 
 
-def imports(nodes: Iterator[ast.AST]) -> set[str]:
+def imports(nodes: Iterator[ast.AST], relative: bool = False) -> set[str]:
     """Dotted names of all imported modules; for `from bnlib import x`, bnlib.x."""
     names: set[str] = set()
     for node in nodes:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "bnlib imports by full name"
+            assert relative or node.level == 0, "bnlib imports by full name"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
@@ -199,45 +174,76 @@ def test_imports_go_one_way(path: Path):
         assert crossed <= CROSSINGS
 
 
-# --- what pip installs --------------------------------------------------------------------------------------
+def test_building_the_book_and_its_offline_edition_needs_no_torch():
+    for path in [*(ROOT / "_ext").rglob("*.py"), *(ROOT / "tools").glob("*.py")]:
+        names = imports(ast.walk(ast.parse(path.read_text(encoding="utf-8"))), relative=True)
+        assert not rooms(names) & COMPUTE, path
+        assert not [name for name in names if name.split(".")[0] in ("torch", "torchvision")], path
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel's content, unpacked."""
-    folder = tmp_path_factory.mktemp("wheel")
-    build = "import sys; from hatchling.build import build_wheel; build_wheel(sys.argv[1])"
-    subprocess.run([sys.executable, "-c", build, str(folder)], cwd=ROOT, check=True, capture_output=True)
-    (archive,) = folder.glob("*.whl")
-    with zipfile.ZipFile(archive) as content:
-        content.extractall(folder / "unpacked")
-    return folder / "unpacked"
+# --- no pickle ----------------------------------------------------------------------------------------------
+
+# To unpickle is to run what a file says.  multiprocessing and dask speak pickle between processes of one and
+# the same recording, on the user's own machines; they read no file of anybody.
+PICKLING = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+UNPICKLING = {"torch.load", "torch.save", "eval", "exec", "yaml.load", "yaml.unsafe_load", "yaml.full_load"}
+PANDAS = {"read_pickle", "to_pickle"}
 
 
-def test_wheel_holds_the_whole_package_with_records_and_scripts(wheel: Path):
-    packed = {str(path.relative_to(wheel)) for path in wheel.rglob("*") if path.is_file()}
-    ours = {str(path.relative_to(ROOT)) for path in project_files() if path.is_relative_to(ROOT / "bnlib")}
-    assert {name for name in packed if name.startswith("bnlib/")} == ours
-    assert "bnlib/explorer.js" in packed
-    assert {name.split("/")[0] for name in packed} == {"bnlib", f"bnlib-{bnlib.__version__}.dist-info"}
+def sources() -> Iterator[tuple[str, str]]:
+    """All Python of the project: modules, tests, scripts, and the code of the chapters."""
+    for name, text in texts():
+        if name.endswith(".py"):
+            yield name, text
+        elif name.endswith(".ipynb"):
+            cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+            code = "\n".join("".join(cell["source"]) for cell in cells)
+            yield name, re.sub(r"^(\s*)[%!].*", r"\1pass", code, flags=re.MULTILINE)  # IPython's own lines
 
 
-def test_installed_display_side_imports_without_torch(wheel: Path):
-    shown = [path for path in MODULES if room(path) in BOTH | DISPLAY | {"__main__"}]
-    names = [
-        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in shown
-    ]
-    code = (
-        f"import importlib, sys\nfor name in {names!r}: importlib.import_module(name)\n"
-        "print(sys.modules['bnlib'].__file__)\nprint([m for m in sys.modules if m.split('.')[0] == 'torch'])"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(wheel)}
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, cwd=wheel.parent, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    where, torch = result.stdout.splitlines()
-    assert Path(where).is_relative_to(wheel)
-    assert torch == "[]"
+def unpickled(source: str) -> list[str]:
+    """What of a source could run what a file says."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
+            found += [name for name in names if PICKLING & set(name.split("."))]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
+            name = ast.unparse(node.func)
+            allowed = {ast.unparse(k.value) for k in node.keywords if k.arg == "allow_pickle"}
+            reads = name in ("np.load", "numpy.load") and allowed != {"False"}
+            if reads or allowed - {"False"} or name in UNPICKLING or name.split(".")[-1] in PANDAS:
+                found.append(f"{name} in line {node.lineno}")
+    return found
+
+
+def test_no_code_of_the_project_unpickles():
+    assert {name: found for name, source in sources() if (found := unpickled(source))} == {}
+    for wrong in (
+        "import pickle",
+        "from joblib import load",
+        "def f():\n    from torch.utils import dill",
+        "np.load(path)",
+        "np.load(path, allow_pickle=True)",
+        "torch.load(path)",
+        "pd.read_pickle(path)",
+        "eval(text)",
+        "yaml.load(text, yaml.Loader)",
+    ):
+        assert unpickled(wrong), wrong
+    assert not unpickled("np.load(path, allow_pickle=False); model.eval(); import pickletools")
+
+
+def test_no_file_of_the_project_is_a_pickle():
+    endings = {".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".npy", ".npz", ".bin", ".db"}
+    assert [path for path in project_files() if path.suffix in endings] == []
+    pickles = []
+    for path in project_files():
+        content = path.read_bytes()
+        # Protocols 2 to 5 begin with their number; torch's files are archives that hold one.
+        if re.match(rb"\x80[\x02-\x05]", content) or (content[:2] == b"PK" and b".pkl" in content):
+            pickles.append(path)
+    assert pickles == []
 
 
 # --- notebooks ----------------------------------------------------------------------------------------------
@@ -334,6 +340,16 @@ def test_book_is_published_from_the_lock_with_the_python_that_resolved_it():
     (python,) = [step["with"]["python-version"] for step in steps if "setup-python" in step.get("uses", "")]
     assert python in SpecifierSet(PROJECT["requires-python"])
     assert f"3.{int(python.split('.')[1]) - 1}" not in SpecifierSet(PROJECT["requires-python"])
+
+
+def test_locked_versions_are_audited_every_week_and_before_they_change():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/audit.yml").read_text(encoding="utf-8"))
+    occasions = workflow[True]  # YAML reads the word `on` so
+    assert "schedule" in occasions and "requirements.lock" in occasions["pull_request"]["paths"]
+    (audit,) = [
+        step["run"] for step in workflow["jobs"]["audit"]["steps"] if "pip-audit -" in step.get("run", "")
+    ]
+    assert "--requirement requirements.lock" in audit and "--no-deps" in audit and "--strict" in audit
 
 
 def shell_scripts() -> list[tuple[str, str]]:

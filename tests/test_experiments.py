@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 import pytest
 
@@ -113,6 +115,23 @@ def _claim(relation: str = ">", threshold: float = 0.0) -> Claim:
 def test_verdicts(values, verdict):
     assert _claim().verdict(values) == verdict
     assert _claim("<").verdict([-v for v in values]) == verdict
+
+
+@pytest.mark.parametrize(
+    "threshold, values, digits",
+    [
+        (1.0, [1.0016], 4),
+        (1.0, [1.0016, 1.00001], 6),
+        (1.0, [0.9998], 4),
+        (1.0, [1.0, 3.14159, math.inf, math.nan], 3),
+        (-3.0, [-2.9999], 5),
+        (1e-10, [1e-10 + 1e-14], 5),
+        (1.0, [1 + 1e-15], 10),
+        (0.5, [], 3),
+    ],
+)
+def test_a_rounded_value_stays_on_its_side_of_the_threshold(threshold, values, digits):
+    assert Criterion(">", threshold).digits(*values) == digits
 
 
 def test_a_criterion_compares_one_way_or_the_other():

@@ -54,14 +54,15 @@ def _invariances(scale: str, seed: int) -> list[Run]:
 
 def _networks(scale: str, seed: int) -> list[Run]:
     """He's initialisation: without a norm, the signals have the right size at the start too.  A batch of 32,
-    which Wu and He have on each GPU."""
+    which Wu and He have on each GPU.  The rate 0.01 was added after a first look, in which every arm chose
+    the smallest of the other three."""
     vgg = {"name": "vgg", "config": "A"}
     sizes: dict[str, Any] = {
         "smoke": {"dataset": "digits", "model": {"name": "digit_cnn"}, "steps": 30, "size": 256},
         "laptop": {"dataset": "cifar10", "model": {**vgg, "width": 0.25}, "steps": 300, "size": 2048},
         "paper": {"dataset": "cifar10", "model": {**vgg, "width": 1.0}, "steps": 15000, "size": 10000},
     }[scale]
-    steps, rates = sizes["steps"], (0.03, 0.3) if scale == "smoke" else (0.03, 0.1, 0.3)
+    steps, rates = sizes["steps"], (0.03, 0.3) if scale == "smoke" else (0.01, 0.03, 0.1, 0.3)
     common = {
         "dataset": sizes["dataset"],
         "model": sizes["model"],
@@ -136,7 +137,7 @@ EXPERIMENTS = [
     ),
     Experiment(
         name="alternatives",
-        title="Eight normalizations in VGG-A on CIFAR-10, three learning rates each",
+        title="Eight normalizations in VGG-A on CIFAR-10, four learning rates each",
         chapter=CHAPTER,
         question="How far do the alternatives get, each at its best learning rate?",
         runs=_networks,
@@ -247,6 +248,8 @@ def _without_norm(record: Record) -> BySeed:
 
 
 _BEST = "each at the rate of three with the smallest training loss"
+_OF_FOUR = "each at the rate of four with the smallest training loss"
+_ADDED = "The rate 0.01 was added after a first look, in which every arm chose the smallest of three."
 _DEEPEST = "at the greatest depth"
 
 CLAIMS = [
@@ -294,10 +297,11 @@ CLAIMS = [
         where="abstract",
         chapter=CHAPTER,
         experiment="alternatives",
-        quantity=f"test accuracy, group norm minus batch norm, {_BEST}",
+        quantity=f"test accuracy, group norm minus batch norm, {_OF_FOUR}",
         unit="points",
         measure=_lead("group", "bn"),
         criterion=Criterion(">", -3.0),
+        note=_ADDED,
     ),
     Claim(
         id="group-over-layer",
@@ -306,10 +310,11 @@ CLAIMS = [
         where="abstract",
         chapter=CHAPTER,
         experiment="alternatives",
-        quantity=f"test accuracy, group norm minus layer norm, {_BEST}",
+        quantity=f"test accuracy, group norm minus layer norm, {_OF_FOUR}",
         unit="points",
         measure=_lead("group", "layer"),
         criterion=Criterion(">", 0.0),
+        note=_ADDED,
     ),
     Claim(
         id="group-over-instance",
@@ -318,10 +323,11 @@ CLAIMS = [
         where="abstract",
         chapter=CHAPTER,
         experiment="alternatives",
-        quantity=f"test accuracy, group norm minus instance norm, {_BEST}",
+        quantity=f"test accuracy, group norm minus instance norm, {_OF_FOUR}",
         unit="points",
         measure=_lead("group", "instance"),
         criterion=Criterion(">", 0.0),
+        note=_ADDED,
     ),
     Claim(
         id="rms-layer",
@@ -330,10 +336,11 @@ CLAIMS = [
         where="abstract, as reported",
         chapter=CHAPTER,
         experiment="alternatives",
-        quantity=f"test accuracy, RMSNorm minus layer norm, {_BEST}",
+        quantity=f"test accuracy, RMSNorm minus layer norm, {_OF_FOUR}",
         unit="points",
         measure=_lead("rms", "layer"),
         criterion=Criterion(">", -3.0),
+        note=_ADDED,
     ),
     Claim(
         id="renorm-close",
@@ -342,11 +349,11 @@ CLAIMS = [
         where="experiments, as reported",
         chapter=CHAPTER,
         experiment="alternatives",
-        quantity=f"test accuracy, batch renorm minus batch norm, {_BEST}",
+        quantity=f"test accuracy, batch renorm minus batch norm, {_OF_FOUR}",
         unit="points",
         measure=_lead("batch_renorm", "bn"),
         criterion=Criterion(">", -3.0),
-        note="Our runs are short: the limits reach their full size only towards the end.",
+        note=f"Our runs are short: the limits reach their full size only towards the end. {_ADDED}",
     ),
     Claim(
         id="weight-speed",
@@ -355,11 +362,11 @@ CLAIMS = [
         where="abstract, as reported",
         chapter=CHAPTER,
         experiment="alternatives",
-        quantity=f"training loss, gain of weight norm over the standard net / gain of batch norm, {_BEST}",
+        quantity=f"training loss, gain of weight norm over the standard net / gain of batch norm, {_OF_FOUR}",
         unit="",
         measure=speed_up,
         criterion=Criterion(">", 0.5),
-        note="Without the source's data-dependent start; ours is He's, for all arms.",
+        note=f"Without the source's data-dependent start; ours is He's, for all arms. {_ADDED}",
     ),
     Claim(
         id="layer-deep",

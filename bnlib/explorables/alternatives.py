@@ -16,6 +16,7 @@ import altair as alt
 import ipywidgets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from bnlib import charts, widgets
 from bnlib.experiments import alternatives
@@ -408,14 +409,16 @@ QUANTITIES: dict[str, tuple[str, float]] = {
     "accuracy": ("test accuracy (%)", 100.0),
     "loss": ("training loss (nats)", 1.0),
 }
-BEST, RATES = "best", ["smallest", "middle", "largest"]
+BEST = "best"
+#: in words -> place among a network's learning rates; of three, the middle one is second from both ends
+RATES = {"smallest": 0, "second smallest": 1, "second largest": -2, "largest": -1}
 
 
 def networks(record: Record, deep: Record) -> dict[str, pd.DataFrame]:
     """What can be compared: a network in words -> its rows of `alternatives.outcomes`.
 
-    `best` says whether the row is at its arm's best learning rate, `rate` which of the network's rates it has
-    (one of `RATES`).
+    `best` says whether the row is at its arm's best learning rate, `rates` what that is among the network's
+    rates (some of `RATES`).
     """
     tables = {}
     convolutional = record.runs[0]["settings"]["model"]["name"]
@@ -423,10 +426,10 @@ def networks(record: Record, deep: Record) -> dict[str, pd.DataFrame]:
         outcomes = alternatives.outcomes(source)
         keys = ["arm", "depth", "lr", "seed"]
         chosen = pd.MultiIndex.from_frame(alternatives.at_best_rate(source)[keys])
-        rates = sorted(outcomes["lr"].unique())
-        names = dict(zip(rates, RATES if len(rates) == 3 else [RATES[0], RATES[-1]], strict=True))
         outcomes["best"] = pd.MultiIndex.from_frame(outcomes[keys]).isin(chosen)
-        outcomes["rate"] = outcomes["lr"].map(names)
+        ordered = sorted(outcomes["lr"].unique())
+        names = {lr: [word for word, place in RATES.items() if ordered[place] == lr] for lr in ordered}
+        outcomes["rates"] = outcomes["lr"].map(names)
         for depth, part in outcomes.groupby("depth"):
             skips = ~part["arm"].isin(list(alternatives.NORMS))
             plain = f"{depth} layers" if depth else {"vgg": "VGG"}.get(convolutional, "small CNN")
@@ -435,6 +438,13 @@ def networks(record: Record, deep: Record) -> dict[str, pd.DataFrame]:
                 tables[f"{depth} blocks with skips"] = part[skips]
     # The networks without skip connections first, in the order of their depth.
     return dict(sorted(tables.items(), key=lambda named: "skips" in named[0]))
+
+
+def without_rate(record: Record, lr: float) -> Record:
+    """The record as it would be if no run had had that learning rate."""
+    gone = {run["id"] for run in record.runs if run["settings"]["lr"] == lr}
+    kept = pa.array([run not in gone for run in record.table["run"].to_pylist()])
+    return Record(record.name, record.scale, record.table.filter(kept), record.provenance)
 
 
 def comparison_chart(tables: Mapping[str, pd.DataFrame], start: Mapping[str, object]) -> alt.LayerChart:
@@ -456,7 +466,7 @@ def comparison_chart(tables: Mapping[str, pd.DataFrame], start: Mapping[str, obj
                         "colour": charts.ARMS[arm].colour,
                         "rank": order.index(arm),
                         "lr": lr,
-                        "rate": runs["rate"].iloc[0],
+                        "rates": runs["rates"].iloc[0],
                         "best": bool(runs["best"].iloc[0]),
                         "quantity": quantity,
                         "lost": int((~there).sum()),
@@ -467,7 +477,7 @@ def comparison_chart(tables: Mapping[str, pd.DataFrame], start: Mapping[str, obj
         alt.Chart(alt.Data(values=rows))
         .transform_filter(
             "datum.network == network && datum.quantity == quantity"
-            f" && (rate == '{BEST}' ? datum.best : datum.rate == rate)"
+            f" && (rate == '{BEST}' ? datum.best : indexof(datum.rates, rate) >= 0)"
         )
         .transform_calculate(v="split(datum.values, ' ')")
         .transform_flatten(["v"])
@@ -537,7 +547,6 @@ def comparison(record: Record, deep: Record) -> ipywidgets.VBox:
             f"in per cent, each at its best rate, medians over the seeds. {'; '.join(told)}."
         ),
     )
-    rates = [rate for rate in RATES if rate in set(next(iter(tables.values()))["rate"])]
     return widgets.controls(
         explorer,
         network=ipywidgets.Dropdown(description="network", options=list(tables), value=start["network"]),
@@ -546,7 +555,7 @@ def comparison(record: Record, deep: Record) -> ipywidgets.VBox:
             options=[(words, name) for name, (words, _) in QUANTITIES.items()],
             value="accuracy",
         ),
-        rate=ipywidgets.Dropdown(description="learning rate", options=[BEST, *rates], value=BEST),
+        rate=ipywidgets.Dropdown(description="learning rate", options=[BEST, *RATES], value=BEST),
     )
 
 

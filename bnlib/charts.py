@@ -359,12 +359,16 @@ def fit_width(chart: alt.VConcatChart, gutter: int = 62) -> alt.VConcatChart:
 def responsive(chart: alt.FacetChart, panel: int, panels: int) -> alt.FacetChart:
     """Make a wrapped facet follow the width of the page: as many columns of about `panel` pixels as fit.
 
-    Vega-Lite knows `width="container"` for single views only, so the compiled Vega is patched: the
-    panel's width and the number of columns become signals of the container's width.
+    Three panels stand in one row or in one column: two columns would leave a hole. Vega-Lite knows
+    `width="container"` for single views only, so the compiled Vega is patched: the panel's width and the
+    number of columns become signals of the container's width.
     """
     room = "(containerSize()[0] || 600)"
     gutter = 76  # y axis with its title, and the gap to the next panel
-    columns = f"clamp(floor({room} / {panel + gutter}), 1, {panels})"
+    if panels == 3:
+        columns = f"({room} < {3 * (min(panel, 150) + gutter)} ? 1 : 3)"
+    else:
+        columns = f"clamp(floor({room} / {panel + gutter}), 1, {panels})"
     width = f"floor({room} / {columns}) - {gutter}"
     patch = [
         {"op": "test", "path": "/signals/0/name", "value": "child_width"},
@@ -379,7 +383,9 @@ def responsive(chart: alt.FacetChart, panel: int, panels: int) -> alt.FacetChart
         },
         {"op": "replace", "path": "/layout/columns", "value": {"signal": f"{columns} + 0 * child_width"}},
     ]
-    return chart.properties(usermeta={"embedOptions": {"patch": patch}})
+    # Without `resize` the picture keeps the size that it had at first, and a window that grows cuts it off.
+    autosize = alt.AutoSizeParams(type="pad", resize=True)
+    return chart.properties(autosize=autosize, usermeta={"embedOptions": {"patch": patch}})
 
 
 def _curve_table(

@@ -12,8 +12,9 @@ def scoreboard(chapter: str | None = None) -> list[dict[str, Any]]:
     """One row per claim (of one chapter, or of all), in the order of the book.
 
     Keys: id, statement, source, where, chapter, experiment, scale, n_seeds, quantity, unit, value (median
-    over the seeds), low and high (their range), criterion, verdict, note.  A claim whose experiment has no
-    record has the verdict "not recorded" and no value.  Raises RecordError if a record is damaged.
+    over the seeds), low and high (their range), digits (how many to show, so that none of them crosses the
+    criterion's threshold by rounding), criterion, verdict, note.  A claim whose experiment has no record has
+    the verdict "not recorded" and no value.  Raises RecordError if a record is damaged.
     """
     rows = []
     loaded: dict[str, records.Record] = {}
@@ -40,6 +41,7 @@ def _unrecorded(claim_id: str) -> dict[str, Any]:
         "value": None,
         "low": None,
         "high": None,
+        "digits": claim.criterion.digits(),
         "criterion": str(claim.criterion),
         "verdict": "not recorded",
     }

@@ -35,7 +35,7 @@ def setting(settings: Mapping[str, Any], name: str) -> Any:
 class Run:
     """One training run (or one other measurement): an arm, a seed and everything that settles the result.
 
-    `settings` are the keyword arguments of the task named by `task` (see `bnlib.recording.TASKS`);
+    `settings` are the keyword arguments of the task named by `task` (see `bnlib.launches.TASKS`);
     `factors` names the settings that tell the runs of one arm apart, so that `id` can be read.
     """
 
@@ -97,6 +97,16 @@ class Criterion:
             raise ValueError(f"a criterion compares with > or <, not {self.relation!r}")
         return value > self.threshold if self.relation == ">" else value < self.threshold
 
+    def digits(self, *values: float) -> int:
+        """How many significant digits, three or more, keep each rounded value on its side of the threshold:
+        1.0016 must not stand as 1 beside "> 1"."""
+
+        def side(number: float) -> tuple[bool, bool]:
+            return number < self.threshold, number > self.threshold
+
+        enough = (n for n in range(3, 10) if all(side(float(f"{v:.{n}g}")) == side(v) for v in values))
+        return next(enough, 10)
+
     def __str__(self) -> str:
         return f"{self.relation} {self.threshold:g}"
 
@@ -148,6 +158,7 @@ class Claim:
             "value": median(values) if values else None,
             "low": min(values) if values else None,
             "high": max(values) if values else None,
+            "digits": self.criterion.digits(*values),
             "criterion": str(self.criterion),
             "verdict": self.verdict(values),
             "note": self.note,

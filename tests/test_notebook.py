@@ -279,14 +279,3 @@ def test_figure_needs_alt_text_and_a_finding(capsys):
     notebook.figure(shown, "A dot", alt="One dot at 1.")
     assert shown.children[0].children[0].description == "One dot at 1."
     assert "**A dot.**" in capsys.readouterr().out
-
-
-def test_the_display_side_imports_without_torch():
-    code = (
-        "import sys\n"
-        "from bnlib import charts, notebook, widgets\n"
-        "loaded = sorted(m for m in sys.modules if m.split('.')[0] in ('torch', 'torchvision'))\n"
-        "print(loaded)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

@@ -14,7 +14,7 @@ import lab
 def test_the_lab_and_its_engine_are_measured():
     results = lab.Results()
     with chromium() as browser, lab.served() as (address, asked):
-        lab.measure_lab(browser, address, asked, lab.THREE._replace(seconds=3), results)
+        lab.measure_lab(browser, address, asked, lab.THREE._replace(seconds=1.5), results)
         pages = lab.prepare_peers(browser.new_context(), address, lab.ENGINES, results)
         for peer, its_pages in pages.items():
             lab.measure_peer(peer, its_pages, results, seconds=0.1)

@@ -209,15 +209,15 @@ def mean_rate(seeds, *arguments, **settings):
     ids=["relu", "linear", "tanh"],
 )
 def test_wide_networks_explode_at_the_rate(activation, tolerances):
-    """Width 1024, 20 layers; one seed for the batch of 512, two for the others."""
+    """Width 512, 20 layers; one seed for the batch of 512, two for the others."""
     for batch, tolerance in tolerances.items():
-        measured = mean_rate(1 if batch == 512 else 2, 20, 1024, batch, activation)
+        measured = mean_rate(1 if batch == 512 else 2, 20, 512, batch, activation)
         assert measured == pytest.approx(growth_rate(activation, batch), rel=tolerance), batch
 
 
 def test_relu_with_layer_norm_does_not_explode():
     """Samples end up parallel, so a batch counts as one: 50 layers instead of 20 reduce the noise."""
-    assert mean_rate(3, 50, 1024, 8, norm="layer") == pytest.approx(1, rel=0.02)
+    assert mean_rate(3, 50, 512, 8, norm="layer") == pytest.approx(1, rel=0.02)
 
 
 def test_residual_networks_explode_polynomially():

@@ -330,6 +330,22 @@ def _sitting(**changes) -> dict:
     } | changes
 
 
+def test_a_page_is_read_again_when_a_record_comes_and_only_then(tmp_path, monkeypatch):
+    monkeypatch.setenv("BNLIB_RECORDS", str(tmp_path))
+    record = tmp_path / "training" / "laptop.json"
+    record.parent.mkdir()
+    record.write_text("{}")
+    noted = []
+    metadata = {"chapter": {}, "lab": {}}
+    env = SimpleNamespace(docname="chapter", metadata=metadata, note_dependency=noted.append)
+    provenance.note_records(env, ["training"])
+    provenance.note_records(env, ["noise"])
+    assert noted[-1] == str(record)
+    assert provenance._with_new_records(None, env) == []
+    record.with_name("paper.json").write_text("{}")
+    assert provenance._with_new_records(None, env) == ["chapter"]
+
+
 def _provenance(*sittings: dict) -> dict:
     return {
         "scale": "laptop",

@@ -21,13 +21,28 @@ lab            ``{lab}``: networks that train in the browser, and their images
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 from sphinx.application import Sphinx
+
+import bnlib
 
 from . import assets, citations, lab, launch, listings, pages, provenance, repository, scoreboard
 
 
+def code() -> str:
+    """The hash of all code that pages are made by: where it changes, Sphinx reads every page again."""
+    digest = hashlib.sha256()
+    for folder in (Path(__file__).parent, Path(bnlib.__file__).parent):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def setup(app: Sphinx) -> dict[str, object]:
     """Sphinx's entry point."""
+    app.add_config_value("offline_book_code", code(), "env", str)
     for room in (repository, assets, citations, lab, launch, listings, pages, provenance, scoreboard):
         room.setup(app)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -78,8 +78,8 @@ class LabDirective(SphinxDirective):
         text = as_json(state)
         view = json.dumps({**VERSION, "model_id": MODEL})
         content = (
-            f"<noscript><p>{html.escape(FALLBACK)}</p></noscript>"
-            f'<script type="{STATE_TYPE}">{text}</script><script type="{VIEW_TYPE}">{view}</script>'
+            f'<div class="book-lab"><noscript><p>{html.escape(FALLBACK)}</p></noscript>'
+            f'<script type="{STATE_TYPE}">{text}</script><script type="{VIEW_TYPE}">{view}</script></div>'
         )
         self.env.metadata[self.env.docname]["lab"] = True
         self.env.note_dependency(str(Path(widgets.__file__).parent / "lab" / "lab.js"))

@@ -91,10 +91,24 @@ def facts(provenance: dict[str, Any]) -> dict[str, str]:
 
 
 def note_records(env: BuildEnvironment, experiments: list[str]) -> None:
-    """Read the page again when a record changes. A record that is not there yet is a dependency as well."""
-    for name in experiments:
-        for scale in records.SCALES:
-            env.note_dependency(str(records.root() / name / f"{scale}.json"))
+    """Read the page again when a record of one of these changes, or when one comes that is not there yet."""
+    about = env.metadata[env.docname]
+    about["experiments"] = sorted({*about.get("experiments", ()), *experiments})
+    about["records"] = _files(about["experiments"])
+    for path in about["records"]:
+        env.note_dependency(path)
+
+
+def _files(experiments: list[str]) -> list[str]:
+    paths = (records.root() / name / f"{scale}.json" for name in experiments for scale in records.SCALES)
+    return [str(path) for path in paths if path.exists()]
+
+
+def _with_new_records(app: Sphinx, env: BuildEnvironment, *_: set[str]) -> list[str]:
+    """Pages that have read other records than there are now.  (A file that is missing could be a dependency,
+    too, but Sphinx would read the page at every build.)"""
+    known = [(page, about) for page, about in env.metadata.items() if "experiments" in about]
+    return [page for page, about in known if _files(about["experiments"]) != about["records"]]
 
 
 def _definitions(provenance: dict[str, Any]) -> nodes.definition_list:
@@ -164,4 +178,5 @@ class RecordingTimes(SphinxDirective):
 def setup(app: Sphinx) -> None:
     """Add the footer and the directive."""
     app.connect("doctree-read", _append_footer)
+    app.connect("env-get-outdated", _with_new_records)
     app.add_directive("recording-times", RecordingTimes)

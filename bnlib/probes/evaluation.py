@@ -11,12 +11,16 @@ from bnlib import data
 from bnlib.probes.state import State
 from bnlib.probes.tracing import evaluating, no_trace
 
+#: images at a time: the activations of many do not fit into a processor's cache, of few do not fill a GPU
+CHUNK = {"cpu": 250, "cuda": 2000}
+
 
 @torch.no_grad()
-def evaluation(state: State, chunk: int = 2000) -> Iterator[tuple[str, str, float]]:
+def evaluation(state: State, chunk: int | None = None) -> Iterator[tuple[str, str, float]]:
     """Loss (nats, mean cross-entropy) and accuracy (share in 0..1) on the whole test set, BN in evaluation
-    mode."""
+    mode; `chunk` images at a time (None: as many as `CHUNK` says)."""
     x, y = state.dataset.x_test, state.dataset.y_test
+    chunk = chunk or CHUNK["cuda" if x.is_cuda else "cpu"]
     loss, right = 0.0, 0
     with evaluating(state.model):
         for part, target in zip(x.split(chunk), y.split(chunk), strict=True):

@@ -172,7 +172,6 @@ def rates(
     plain one, or if the `budget` of seconds is used up; the first is always measured.  One that fails, as for
     want of memory, has the rate 0.
     """
-    end = time.monotonic() + budget
     images = _images(settings, device)
     kinds = {(how.layout, how.precision) for how in ways}
     close = {
@@ -182,6 +181,7 @@ def rates(
     }
     found: dict[How, float] = {}
     with _crew(cores) as crew:
+        end = time.monotonic() + budget  # not before: to start processes can take long on a busy machine
         for how in [*ways] * ROUNDS:
             allowed = how.together == 1 or together.possible(settings)
             if allowed and (how.layout, how.precision) in close and (not found or time.monotonic() < end):

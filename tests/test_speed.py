@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import runpy
 import sys
@@ -273,12 +274,12 @@ def test_the_machine_is_measured_and_left_as_it_was(large):
     random, threads, flags = torch.get_rng_state(), torch.get_num_threads(), torch.is_autocast_enabled("cpu")
     settings = _run().settings
     ways = [PLAIN, How(layout="contiguous"), How(precision="bfloat16"), How(together=2)]
-    found = speed.rates(settings, ways, "cpu", 1, tolerance=1e-4, window=0.01)
+    found = speed.rates(settings, ways, "cpu", 1, budget=math.inf, tolerance=1e-4, window=0.01)
     assert list(found) == [PLAIN, How(layout="contiguous"), How(together=2)]
     assert all(rate > 0 for rate in found.values())
     assert 1e-4 < speed.departure(settings, How(precision="bfloat16"), "cpu") < 1
     assert speed.departure(settings, How(layout="contiguous"), "cpu") < 1e-5
-    two = speed.rates(settings, [PLAIN, How(threads=2)], "cpu", 2, window=0.01)
+    two = speed.rates(settings, [PLAIN, How(threads=2)], "cpu", 2, budget=math.inf, window=0.01)
     assert len(two) == 2 and all(rate > 0 for rate in two.values())
     noisy = {**settings, "norm": "noisy_batch"}
     assert list(speed.rates(noisy, [PLAIN, How(together=2)], window=0.01)) == [PLAIN], "not possible together"

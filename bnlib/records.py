@@ -405,7 +405,7 @@ def recording_lock(name: str, scale: str) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise _unwritable(path, error) from None
-    except NotImplementedError:
+    except RuntimeError:  # filelock's word where the file system has no locks
         raise RecordError(
             f"the file system of {path.parent} knows no locks: set BNLIB_RECORDS to a folder on another one"
         ) from None

@@ -7,6 +7,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import filelock
 import pytest
 
 from bnlib import executors, experiments, launches, recording, records
@@ -374,3 +375,14 @@ def test_verify_counts_the_runs_of_other_code(studio, monkeypatch, capsys):
         monkeypatch.setattr(records, "source_digest", lambda code=code: code)
         assert main(["verify"]) == 0
         assert capsys.readouterr().out == f"toy/smoke: good (4 runs, 2 seeds{news}\n"
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("BNLIB_RECORDS", str(tmp_path))
+
+    def refused(lock: filelock.FileLock, timeout: float) -> None:
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refused)
+    with pytest.raises(RecordError, match="knows no locks"), records.recording_lock("training", "smoke"):
+        pass

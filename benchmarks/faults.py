@@ -382,40 +382,30 @@ def remount(options: str, where: Path) -> None:
 
 
 def full_disks(campaign: Campaign) -> None:
-    """Inside a namespace: a small disk of its own, full at random moments."""
+    """Inside a namespace: small disks of their own, which are full at random moments."""
     whole = undisturbed(campaign, QUICK_ONE, "--seeds", "1")
-    fault = campaign.fault(
-        "the disk is full at a random moment (a tmpfs of random size)",
-        "one sentence, exit 1; with room, --resume gives the same bytes",
-    )
+    must = "one sentence, exit 1; with room, --resume gives the same bytes"
     disk, page = campaign.folder / "disk", 4096
-    for _ in range(campaign.some(12, 1)):
-        pages = campaign.chance.randrange(1, 30 if not campaign.quick else 8)
-        mount(f"size={pages * page}", disk)
+
+    def fill(fault: Fault, small: str, large: str) -> None:
+        mount(small, disk)
 
         def limited() -> Answer:
             words = recording(QUICK_ONE, "--seeds", "1", "--workers", "1")
             answer = call(*words, BNLIB_RECORDS=disk)
-            remount("size=16m", disk)
+            remount(large, disk)
             return answer
 
         no_room(campaign, fault, whole, limited, disk)
         subprocess.run(["umount", disk], check=True)
-    inodes = campaign.fault(
-        "no more files may be made (a tmpfs of few inodes)",
-        "one sentence, exit 1; with room, --resume gives the same bytes",
-    )
+
+    fault = campaign.fault("the disk is full at a random moment (a tmpfs of random size)", must)
+    for _ in range(campaign.some(12, 1)):
+        pages = campaign.chance.randrange(1, 30 if not campaign.quick else 8)
+        fill(fault, f"size={pages * page}", "size=16m")
+    fault = campaign.fault("no more files may be made (a tmpfs of few inodes)", must)
     for number in range(3, campaign.some(9, 3)):
-        mount(f"size=16m,nr_inodes={number}", disk)
-
-        def without_inodes() -> Answer:
-            words = recording(QUICK_ONE, "--seeds", "1", "--workers", "1")
-            answer = call(*words, BNLIB_RECORDS=disk)
-            remount("nr_inodes=1000", disk)
-            return answer
-
-        no_room(campaign, inodes, whole, without_inodes, disk)
-        subprocess.run(["umount", disk], check=True)
+        fill(fault, f"size=16m,nr_inodes={number}", "nr_inodes=1000")
 
 
 def read_only(campaign: Campaign, folder: Path, forbid: Callable[[bool], None], how: str) -> None:

@@ -14,13 +14,12 @@ import json
 import os
 import shutil
 import subprocess
-import threading
 import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -30,19 +29,13 @@ import numpy as np
 import report
 from playwright.sync_api import Browser, BrowserContext, Error, Page, sync_playwright
 from report import number
+from serving import ARGUMENTS, WITHOUT_CARD, serving
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = ROOT / "benchmarks" / "lab"
 ENGINE = [ROOT / "bnlib" / "lab" / name for name in ("engine.js", "engine.wasm")]
 
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 # There is no graphics card.  The peers get one that the processor computes; the lab needs none.
-WITHOUT_CARD = [*ARGUMENTS, "--disable-gpu"]
 WITH_CARD = [
     *ARGUMENTS,
     "--use-gl=angle",
@@ -169,13 +162,8 @@ def served() -> Iterator[tuple[str, list[str]]]:
     """Address of the benchmark's pages, and the list of what has been asked for."""
     asked: list[str] = []
     handler = partial(Handler, directory=str(ROOT), script=images(), asked=asked)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/benchmarks/lab/pages/", asked
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(handler) as address:
+        yield f"{address}benchmarks/lab/pages/", asked
 
 
 def fetch_peers() -> None:

@@ -15,12 +15,11 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -30,6 +29,7 @@ import report
 import yaml
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from report import number
+from serving import WITHOUT_CARD, serving
 
 ROOT = Path(__file__).resolve().parents[1]
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text())
@@ -37,13 +37,6 @@ PAGES = [TOC["root"], *(entry["file"] for part in TOC["parts"] for entry in part
 QUICK = [TOC["root"], TOC["parts"][0]["chapters"][0]["file"]]
 TOUCHED = "reproduce.md"
 
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 WINDOW = {"width": 1280, "height": 900}
 QUIET = 600  # milliseconds without a request, a long task or an unfinished figure: the page has come to rest
 ROUNDS = 2
@@ -137,13 +130,8 @@ class Handler(SimpleHTTPRequestHandler):
 def served(folder: Path) -> Iterator[tuple[str, list[int]]]:
     """The address of the book, and the sizes of what has been sent."""
     sent: list[int] = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder), sent=sent))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/", sent
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(partial(Handler, directory=str(folder), sent=sent)) as address:
+        yield address, sent
 
 
 def build(source: Path, folder: Path) -> float:
@@ -311,7 +299,7 @@ def main() -> None:
         site = options.site or Path(scratch) / "_build" / "html"
         pages, rounds = (QUICK, 1) if options.quick else (PAGES, ROUNDS)
         with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=WITHOUT_CARD)
             readings, times = measure(browser, site, pages, rounds)
             browser.close()
     parts = [

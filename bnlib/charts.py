@@ -32,6 +32,9 @@ class Arm(NamedTuple):
 ARMS: dict[str, Arm] = {
     "standard": Arm("Standard", "#d25a00", (7, 3)),
     "bn": Arm("Batch norm", "#0078c3", (1, 0)),
+    # Parts of batch norm: its start alone, and its forward pass alone.  Beside no other of these colours.
+    "start": Arm("Normalised once", "#00a596", (8, 2, 2, 2)),
+    "forward": Arm("BN, forward only", "#4b4bff", (5, 3)),
     # Batch norm too, started differently: the same colour, another dash.
     "bn_small_gamma": Arm("BN, γ from 0.1", "#0078c3", (2, 3)),
     "bn_after_4": Arm("BN after 4th conv", "#00a596", (2, 2)),

@@ -33,11 +33,12 @@ from bnlib.alternative_norms import (
 )
 from bnlib.lp_norms import LpNorm
 from bnlib.noise import NonStationaryNoise, StationaryNoise
-from bnlib.norms import BatchNorm
+from bnlib.norms import BatchNorm, DetachedBatchNorm
 
 #: name -> what makes the layer for a number of channels
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": BatchNorm,
+    "detached_batch": DetachedBatchNorm,
     "noisy_batch": lambda channels: nn.Sequential(BatchNorm(channels), NonStationaryNoise(channels)),
     "stationary_noise_batch": lambda channels: nn.Sequential(BatchNorm(channels), StationaryNoise(channels)),
     "noise": NonStationaryNoise,  # no normalization at all: the control of noisy batch norm
@@ -332,6 +333,37 @@ def initialise(
         module.strength = noise
         # A key of its own: the noise must not repeat the stream of the weights at the same position.
         module.reseed(int(np.random.SeedSequence((seed, position), spawn_key=(1,)).generate_state(1)[0]))
+    return model
+
+
+@torch.no_grad()
+def normalise_start(model: nn.Module, x: Tensor) -> nn.Module:
+    r"""Normalise once, before training: every layer but the last gets weights and bias with which its outputs
+    on the images `x` have mean 0 and variance 1, in place; returns the model.
+
+    $$W_c\leftarrow W_c/\sigma_c,\quad b_c\leftarrow(b_c-\mu_c)/\sigma_c$$
+
+    with each channel's mean and biased variance over `x`, (N, ...), and its pixels, one layer after the other
+    from the input on.  It is what batch norm would make of `x`, and nothing is left of it but the numbers.
+    For networks without normalization: ValueError if a layer has no bias, or a channel does not vary.
+    Sources: Mishkin and Matas 2016; Kraehenbuehl et al. 2016.
+    """
+    for name, layer in layers(model)[:-1]:
+        if layer.bias is None:
+            raise ValueError(f"{name} has no bias, as before a norm: normalise a network without one.")
+        seen: list[Tensor] = []
+        hook = layer.register_forward_hook(lambda layer, x, y, seen=seen: seen.append(y))
+        try:
+            model(x)
+        finally:
+            hook.remove()
+        over = (0, *range(2, seen[0].ndim))
+        var, mean = torch.var_mean(seen[0], over, correction=0)
+        if not (var > 0).all():
+            raise ValueError(f"A channel of {name} is the same for all images: take more or other images.")
+        std = var.sqrt()
+        layer.weight /= std.view(-1, *[1] * (layer.weight.ndim - 1))
+        layer.bias.sub_(mean).div_(std)
     return model
 
 

@@ -145,6 +145,31 @@ class BatchNorm(nn.Module):
         return f"{self.channels}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}"
 
 
+class DetachedBatchNorm(BatchNorm):
+    r"""Batch norm forward, but not backward: the batch's statistics are constants for the gradient.
+
+    In train mode the output is `BatchNorm`'s, and the gradient with respect to the input is
+
+    $$dx=\frac{\gamma}{\sqrt{\sigma^2+\epsilon}}\,dy,$$
+
+    without the two subtractions of `batch_norm_backward`: it does not know that a step also moves the mean
+    and the variance.  So it is the gradient of another function than the one that is computed.  Eval mode,
+    parameters, buffers, shapes and errors as in `BatchNorm`.  Ioffe and Szegedy 2015, section 2, warn of it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        _check(x, self.channels, train=True)
+        var, mean = torch.var_mean(x.detach(), _batch_dims(x), correction=0)
+        self._track(mean, var, m=x.numel() // self.channels)
+        scale = (var + self.eps).rsqrt()
+        y = (x - _per_channel(mean, x)) * _per_channel(scale, x)
+        if self.weight is None:
+            return y
+        return torch.addcmul(_per_channel(self.bias, x), y, _per_channel(self.weight, x))
+
+
 class _Normalise(torch.autograd.Function):
     """`batch_norm` and `batch_norm_backward` for centred input, in few passes over memory.
 

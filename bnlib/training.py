@@ -302,9 +302,10 @@ def run(
     Settings: `dataset` (a name for `data.load`, or the arguments of `data.linear_map`), `images` (train on
     the first so many alone), `model` (arguments of `bnlib.models.build`, with its `name`), `norm`, `where`,
     `init`, `gain`, `gamma`, `noise` (see `models.initialise`), `hidden_gain` (another factor on the hidden
-    weights alone), `eval_every`, `probes` (name in `bnlib.probes.PROBES` -> `every` and the probe's
-    arguments), `dtype` and the keyword arguments of `fit`.  `how` is of the training step alone: probes and
-    evaluation are always in the settings' own `dtype`.
+    weights alone), `normalise_start` (normalise once, on the first so many images of the training set; see
+    `models.normalise_start`), `eval_every`, `probes` (name in `bnlib.probes.PROBES` -> `every` and the
+    probe's arguments), `dtype` and the keyword arguments of `fit`.  `how` is of the training step alone:
+    probes and evaluation are always in the settings' own `dtype`.
     """
     model, dataset, rest = prepare(settings, seed=seed, device=device, layout=how.layout)
     plugged = probes_of(rest)
@@ -352,6 +353,8 @@ def prepare(
         with torch.no_grad():
             for weight in hidden_weights(model):
                 weight *= gain
+    if (images := rest.pop("normalise_start", None)) is not None:
+        models.normalise_start(model.to(dataset.x_train), dataset.x_train[:images])
     return model.to(device=device, dtype=dtype, memory_format=LAYOUTS[layout]), dataset, rest
 
 

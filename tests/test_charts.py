@@ -68,6 +68,8 @@ def test_colours_stay_apart_in_colour_blind_eyes(vision):
         "weight": "l1",
         "skipinit": "linf",
         "fixup": "l2",
+        "start": "bn_after_4",
+        "forward": "noisy_bn",
         "gdnp": "bn_after_4",
         "gdnp_printed": "bn_after_4",
     }

@@ -15,6 +15,7 @@ from bnlib.experiments import (
     effect,
     explosion,
     gradients,
+    ingredients,
     landscape,
     lp,
     mechanics,
@@ -40,6 +41,7 @@ MODULES = (
     scale,
     batches,
     alternatives,
+    ingredients,
 )
 
 EXPERIMENTS: dict[str, Experiment] = {item.name: item for module in MODULES for item in module.EXPERIMENTS}

@@ -24,6 +24,7 @@ async function compile() {
       "--use",
       "abort=",
       "--importMemory",
+      "--noExportMemory",
       "--enable",
       "simd",
     ],

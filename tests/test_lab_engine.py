@@ -615,7 +615,7 @@ def test_probes_agree_with_the_books(norm: str):
 
 
 @pytest.mark.parametrize("norm", ["batch", "noisy_batch", "l1"])
-def test_probes_leave_no_trace(norm: str):
+def test_probes_leave_no_trace_and_agree_in_any_order_and_on_both_back_ends(norm: str):
     ask = [
         deed("probe", name="landscape", values=[[1, 2]]),
         deed("probe", name="activationLandscape", values=["conv1", [1]]),
@@ -624,10 +624,13 @@ def test_probes_leave_no_trace(norm: str):
         deed("probe", name="activationStatistics"),
     ]
     description = network(norm, 37, momentum=0.9)
-    probed = job(description, deed("step", count=2), *ask, deed("step", count=3), deed("state"))
-    plain = job(description, deed("step", count=2), deed("step", count=3), deed("state"))
-    one, other = results(probed, plain)
-    assert one[-2:] == other[-2:]
+    before, after = deed("step", count=2), (deed("step", count=3), deed("state"), deed("evaluate"))
+    probed = job(description, before, *ask, *reversed(ask), *after, test=images(45, seed=4))
+    quiet = job(description, before, *after, test=images(45, seed=4))
+    one, other, plain = results(probed, quiet, probed | {"plain": True})
+    assert one[-3:] == other[-3:]
+    assert one[1:6] == one[6:11][::-1]
+    assert one[:-2] == plain[:-2] and summary(one[-3:]) == summary(plain[-3:])
 
 
 def test_a_walk_of_no_length_changes_nothing():
@@ -648,6 +651,11 @@ def test_a_walk_into_the_infinite_has_an_infinite_beta():
 def test_a_layer_that_is_not_there_is_named():
     (answer,) = run(job(network(), deed("probe", name="activationLandscape", values=["conv9", [1]])))
     assert answer["refused"] == 'There is no hidden layer "conv9"; choose one of conv1, conv2, linear1.'
+
+
+def test_a_histogram_has_a_bounded_number_of_bins():
+    (answer,) = run(job(network(), deed("probe", name="activationStatistics", values=[0])))
+    assert answer["refused"] == "The number of bins must be a whole number from 1 to 250, not 0."
 
 
 # --- the worker ---------------------------------------------------------------------------------------------
@@ -810,16 +818,29 @@ def test_engine_is_small():
     assert sum((BUILT / name).stat().st_size for name in ("engine.js", "engine.wasm")) <= 40_000
 
 
-def test_both_back_ends_have_the_same_kernels():
+def test_both_back_ends_have_the_same_kernels_and_pooling_loses_no_nan():
     code = """
         import { readFileSync } from 'node:fs';
         import { plainKernels } from './src/plain.js';
-        const { exports } = WebAssembly.Module;
-        const wasm = exports(new WebAssembly.Module(readFileSync(process.argv[1])));
-        const names = wasm.filter(({ kind }) => kind === 'function').map(({ name }) => name);
-        console.log(JSON.stringify([names.sort(), Object.keys(plainKernels(new ArrayBuffer(32))).sort()]));
+        const memory = new WebAssembly.Memory({ initial: 1 });
+        const module = new WebAssembly.Module(readFileSync(process.argv[1]));
+        const wasm = new WebAssembly.Instance(module, { env: { memory } }).exports;
+        const buffer = new ArrayBuffer(1024), plain = plainKernels(buffer);
+        const names = (kernels) => Object.keys(kernels).sort();
+        // One window for each of eight images; in the first four, one of its values is not a number.
+        const [n, i] = [NaN, Infinity];
+        const windows = [[n, 1, 1, 1, -0, -i, -2, 5], [1, n, 1, 1, -0, i, -1, 7],
+                         [1, 1, n, 1, -0, -i, -2, 8], [1, 1, 1, n, -0, -i, -2, 6]];
+        const pooled = (kernels, at) => {
+            new Float32Array(at).set(windows.flat(), 32);
+            kernels.relu_pool(128, 512, 1, 2, 2, 32);
+            return Array.from(new Float32Array(at, 512, 8), String);
+        };
+        console.log(JSON.stringify([[names(wasm), pooled(wasm, memory.buffer)],
+                                    [names(plain), pooled(plain, buffer)]]));
     """
     command = [node(), "--input-type=module", "-e", code, str(BUILT / "engine.wasm")]
     done = subprocess.run(command, cwd=ROOT / "lab", capture_output=True, text=True, check=True)
     wasm, plain = json.loads(done.stdout)
     assert wasm == plain
+    assert plain[1] == ["NaN"] * 4 + ["0", "Infinity", "0", "8"]

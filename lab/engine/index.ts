@@ -5,7 +5,7 @@
 // batch innermost, as float32. So every kernel is a loop over contiguous lanes, and all values of a channel
 // are contiguous. N is rounded up to a multiple of LANES = 8; the lanes beyond the batch are zero, in
 // activations and in gradients, so they add nothing to any sum. Pointers are byte offsets, "bytes" are
-// lengths in bytes.
+// lengths in bytes. Only what a convolution reads lies as [H][W][C][N], with a border: see ./conv.ts.
 //
 // No relaxed SIMD and no fused multiply-add: every operation is rounded as IEEE 754 says, on every machine.
 
@@ -19,6 +19,7 @@ export {
   sum_abs,
   max_abs,
   count_abs,
+  histogram,
 } from "./reductions";
 export { affine, combine, combine_sign, combine_peak, multiply } from "./channels";
 export { sample_moments, sample_normalise, sample_backward } from "./samples";

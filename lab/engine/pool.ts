@@ -27,9 +27,13 @@ export function relu_pool(z: usize, a: usize, channels: i32, height: i32, width:
       let p: usize = z + <usize>(c * height + y) * row;
       for (let x = 0; x + 1 < width; x += 2) {
         for (let n: usize = 0; n < lanes; n += 16) {
-          const top = f32x4.max(v128.load(p), v128.load(p + lanes));
-          const bottom = f32x4.max(v128.load(p + row), v128.load(p + row + lanes));
-          v128.store(a, f32x4.max(zero, f32x4.max(top, bottom)));
+          const i = v128.load(p), j = v128.load(p + lanes);
+          const k = v128.load(p + row), l = v128.load(p + row + lanes);
+          // `pmax` is one instruction where `max` is eight, but drops what is not a number.
+          const largest = f32x4.pmax(f32x4.pmax(f32x4.pmax(f32x4.pmax(zero, i), j), k), l);
+          const upper = v128.or(not_a_number(i), not_a_number(j));
+          const lower = v128.or(not_a_number(k), not_a_number(l));
+          v128.store(a, v128.or(largest, v128.or(upper, lower)));
           a += 16;
           p += 16;
         }
@@ -87,4 +91,10 @@ export function relu_pool_backward(
       }
     }
   }
+}
+
+/** All bits, which is not a number either, in the lanes that hold not-a-number; else none. */
+// @ts-ignore: decorator
+@inline function not_a_number(v: v128): v128 {
+  return f32x4.ne(v, v);
 }

@@ -1,6 +1,6 @@
 // Sums over all values of a channel. Eight float32 sums run side by side for up to BLOCK bytes, then their
 // total goes to a float64: as exact as the float32 values deserve, and always in the same order.
-import { across, plus_product } from "./lanes";
+import { across, plus_product, spread } from "./lanes";
 
 const BLOCK: usize = 4096;
 
@@ -115,4 +115,62 @@ export function count_abs(x: usize, bytes: i32, size: f32): i32 {
     i32x4.extract_lane(count, 1) +
     (i32x4.extract_lane(count, 2) + i32x4.extract_lane(count, 3))
   );
+}
+
+/**
+ * How many values fall into each of `bins` bins of equal width between the smallest and the largest; of
+ * `rows` rows of `count` values, which start `stride` values apart. Writes the smallest value, the largest, 8
+ * bytes of room, then [bins + 1][4] counts: four for each bin, to be added; those of the last belong to the
+ * bin before.
+ */
+export function histogram(x: usize, rows: i32, count: i32, stride: i32, bins: i32, into: usize): void {
+  const step: usize = (<usize>stride) << 2, length: usize = (<usize>count) << 2;
+  let low = spread(x), high = low;
+  let start = x;
+  for (let r = 0; r < rows; r++) {
+    for (let p = start, end = start + length; p < end;) {
+      const whole = end - p >= 16;
+      const v = whole ? v128.load(p) : spread(p);
+      low = f32x4.pmin(low, v);
+      high = f32x4.pmax(high, v);
+      p += whole ? 16 : 4;
+    }
+    start += step;
+  }
+  const least = min(
+    min(f32x4.extract_lane(low, 0), f32x4.extract_lane(low, 1)),
+    min(f32x4.extract_lane(low, 2), f32x4.extract_lane(low, 3)),
+  );
+  const most = max(
+    max(f32x4.extract_lane(high, 0), f32x4.extract_lane(high, 1)),
+    max(f32x4.extract_lane(high, 2), f32x4.extract_lane(high, 3)),
+  );
+  const span = most - least;
+  const beyond = f32x4.splat(<f32>bins), per_unit = f32x4.splat(<f32>bins / (span > 0 ? span : 1));
+  low = f32x4.splat(least);
+  memory.fill(into, 0, (<usize>bins + 2) << 4);
+  store<f32>(into, least);
+  store<f32>(into, most, 4);
+  start = x;
+  for (let r = 0; r < rows; r++) {
+    for (let p = start, end = start + length; p < end;) {
+      const whole = end - p >= 16;
+      const v = whole ? v128.load(p) : spread(p);
+      // Not-a-number, which stays one here, counts as 0.
+      const scaled = f32x4.pmin(f32x4.mul(f32x4.sub(v, low), per_unit), beyond);
+      const bin = i32x4.shl(i32x4.trunc_sat_f32x4_s(scaled), 4);
+      let at: usize = into + <usize>i32x4.extract_lane(bin, 0);
+      store<i32>(at, load<i32>(at, 16) + 1, 16);
+      p += 4;
+      if (!whole) continue;
+      at = into + <usize>i32x4.extract_lane(bin, 1);
+      store<i32>(at, load<i32>(at, 20) + 1, 20);
+      at = into + <usize>i32x4.extract_lane(bin, 2);
+      store<i32>(at, load<i32>(at, 24) + 1, 24);
+      at = into + <usize>i32x4.extract_lane(bin, 3);
+      store<i32>(at, load<i32>(at, 28) + 1, 28);
+      p += 12;
+    }
+    start += step;
+  }
 }

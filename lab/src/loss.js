@@ -31,16 +31,13 @@ export function logarithm(x) {
  * classified right.
  *
  * `logits` and `gradient` are positions in the float32 array `F`, laid out [classes][lanes]; of the lanes the
- * first `count` are images. gradient = (softmax - [class = label]) / count, and zero beyond.
+ * first `count` are images. gradient = (softmax - [class = label]) / count, and zero beyond; position 0: none.
  */
 export function crossEntropy(F, logits, gradient, labels, classes, count, lanes) {
+  const powers = new Float64Array(classes);
   let loss = 0;
   let right = 0;
-  for (let n = 0; n < lanes; n++) {
-    if (n >= count) {
-      for (let c = 0; c < classes; c++) F[gradient + c * lanes + n] = 0;
-      continue;
-    }
+  for (let n = 0; n < count; n++) {
     let largest = F[logits + n];
     let best = 0;
     for (let c = 1; c < classes; c++) {
@@ -48,13 +45,18 @@ export function crossEntropy(F, logits, gradient, labels, classes, count, lanes)
       if (value > largest || value !== value) [largest, best] = [value, c];
     }
     let total = 0;
-    for (let c = 0; c < classes; c++) total += exponential(F[logits + c * lanes + n] - largest);
-    loss += total === total ? logarithm(total) + largest - F[logits + labels[n] * lanes + n] : NaN;
     for (let c = 0; c < classes; c++) {
-      const share = exponential(F[logits + c * lanes + n] - largest) / total;
-      F[gradient + c * lanes + n] = (share - (c === labels[n] ? 1 : 0)) / count;
+      powers[c] = exponential(F[logits + c * lanes + n] - largest);
+      total += powers[c];
+    }
+    loss += total === total ? logarithm(total) + largest - F[logits + labels[n] * lanes + n] : NaN;
+    for (let c = 0; gradient && c < classes; c++) {
+      F[gradient + c * lanes + n] = (powers[c] / total - (c === labels[n] ? 1 : 0)) / count;
     }
     if (best === labels[n]) right++;
+  }
+  for (let c = 0; gradient && c < classes; c++) {
+    F.fill(0, gradient + c * lanes + count, gradient + (c + 1) * lanes);
   }
   return { loss: loss / count, right };
 }

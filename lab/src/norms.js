@@ -30,8 +30,8 @@ export const NORMS = {
 export const NOISE = { n_mu: 0.5, n_sigma: 1.25, r_mu: 0.1, r_sigma: 0.1 };
 
 /**
- * y -> z for one layer. `mode` is "train" (moments of the batch; the running statistics move), "probe"
- * (moments of the batch; nothing moves) or "evaluate" (running statistics, no noise).
+ * y -> z for one layer. `mode` is "train" (moments of the batch, kept in `net.moments` for the running
+ * statistics), "probe" (moments of the batch) or "evaluate" (running statistics, no noise).
  */
 export function normalise(net, layer, mode) {
   const { scale, noise } = NORMS[layer.norm];
@@ -68,9 +68,8 @@ function normaliseChannels(net, layer, mode) {
     }
     if (mode === "train") {
       const m = layer.values;
-      const fresh = layer.norm.endsWith("batch") ? (scale * m) / (m - 1) : scale;
-      net.running[at] += MOMENTUM * (mean - net.running[at]);
-      net.running[at + layer.outputs] += MOMENTUM * (fresh - net.running[at + layer.outputs]);
+      net.moments[at] = mean;
+      net.moments[at + layer.outputs] = layer.norm.endsWith("batch") ? (scale * m) / (m - 1) : scale;
     }
     const slope = single(F[(layer.gamma >> 2) + c] / Math.sqrt(scale + EPS));
     kernels.affine(y, layer.z + c * layer.plane, layer.plane, slope, F[(layer.beta >> 2) + c] - mean * slope);

@@ -15,61 +15,57 @@ export function plainKernels(buffer) {
   // --- convolution ---
 
   function add_border(from, to, channels, height, width, border, pixel) {
-    const lanes = pixel >> 2, row = width * lanes, wide = (width + 2 * border) * lanes;
-    let source = from >> 2, target = (to >> 2) + border * wide + border * lanes;
+    const lanes = pixel >> 2, step = channels * lanes, row = (width + 2 * border) * step;
+    let source = from >> 2;
     for (let c = 0; c < channels; c++) {
       for (let y = 0; y < height; y++) {
-        F.copyWithin(target, source, source + row);
-        source += row;
-        target += wide;
+        let target = (to >> 2) + (border + y) * row + border * step + c * lanes;
+        for (let x = 0; x < width; x++, source += lanes, target += step) {
+          F.copyWithin(target, source, source + lanes);
+        }
       }
-      target += 2 * border * wide;
     }
   }
 
   function correlate(input, packed, bias, output, inputs, outputs, height, width, kernel, pixel) {
-    const lanes = pixel >> 2, row = (width + kernel - 1) * lanes, plane = (height + kernel - 1) * row;
-    const out = height * width * lanes, taps = inputs * kernel * kernel, border = (kernel - 1) >> 1;
+    const lanes = pixel >> 2, step = inputs * lanes, row = (width + kernel - 1) * step;
+    const out = height * width * lanes, weights_row = 4 * kernel * inputs, border = (kernel - 1) >> 1;
     for (let y = 0; y < height; y++) {
       const first = Math.max(0, border - y), beyond = Math.min(kernel, height + border - y);
       for (let x = 0; x < width; x++) {
-        const here = (input >> 2) + y * row + x * lanes;
+        const left = Math.max(0, border - x), right = Math.min(kernel, width + border - x);
+        const here = (input >> 2) + (y + first) * row + (x + left) * step, length = (right - left) * step;
         for (let o = 0; o < outputs; o += 4) {
-          const left = outputs - o, weights = (packed >> 2) + o * taps, b = (bias >> 2) + o;
-          const b0 = bias ? F[b] : 0, b1 = bias && left > 1 ? F[b + 1] : 0;
-          const b2 = bias && left > 2 ? F[b + 2] : 0, b3 = bias && left > 3 ? F[b + 3] : 0;
+          const more = outputs - o, b = (bias >> 2) + o;
+          const weights = (packed >> 2) + (o * kernel * kernel + 4 * left) * inputs + first * weights_row;
+          const b0 = bias ? F[b] : 0, b1 = bias && more > 1 ? F[b + 1] : 0;
+          const b2 = bias && more > 2 ? F[b + 2] : 0, b3 = bias && more > 3 ? F[b + 3] : 0;
           for (let n = 0; n < lanes; n += 4) {
             let a00 = b0, a01 = b0, a02 = b0, a03 = b0, a10 = b1, a11 = b1, a12 = b1, a13 = b1;
             let a20 = b2, a21 = b2, a22 = b2, a23 = b2, a30 = b3, a31 = b3, a32 = b3, a33 = b3;
-            let w = weights, start = here + n;
-            for (let i = 0; i < inputs; i++) {
-              w += 4 * first * kernel;
-              for (let ky = first, line = start + first * row; ky < beyond; ky++, line += row) {
-                for (let kx = 0, p = line; kx < kernel; kx++, p += lanes) {
-                  const x0 = F[p], x1 = F[p + 1], x2 = F[p + 2], x3 = F[p + 3];
-                  const w0 = F[w], w1 = F[w + 1], w2 = F[w + 2], w3 = F[w + 3];
-                  a00 = round(a00 + round(w0 * x0)); a01 = round(a01 + round(w0 * x1));
-                  a02 = round(a02 + round(w0 * x2)); a03 = round(a03 + round(w0 * x3));
-                  a10 = round(a10 + round(w1 * x0)); a11 = round(a11 + round(w1 * x1));
-                  a12 = round(a12 + round(w1 * x2)); a13 = round(a13 + round(w1 * x3));
-                  a20 = round(a20 + round(w2 * x0)); a21 = round(a21 + round(w2 * x1));
-                  a22 = round(a22 + round(w2 * x2)); a23 = round(a23 + round(w2 * x3));
-                  a30 = round(a30 + round(w3 * x0)); a31 = round(a31 + round(w3 * x1));
-                  a32 = round(a32 + round(w3 * x2)); a33 = round(a33 + round(w3 * x3));
-                  w += 4;
-                }
+            let line = here + n, start = weights;
+            for (let ky = first; ky < beyond; ky++, line += row, start += weights_row) {
+              for (let p = line, w = start, end = line + length; p < end; p += lanes, w += 4) {
+                const x0 = F[p], x1 = F[p + 1], x2 = F[p + 2], x3 = F[p + 3];
+                const w0 = F[w], w1 = F[w + 1], w2 = F[w + 2], w3 = F[w + 3];
+                a00 = round(a00 + round(w0 * x0)); a01 = round(a01 + round(w0 * x1));
+                a02 = round(a02 + round(w0 * x2)); a03 = round(a03 + round(w0 * x3));
+                a10 = round(a10 + round(w1 * x0)); a11 = round(a11 + round(w1 * x1));
+                a12 = round(a12 + round(w1 * x2)); a13 = round(a13 + round(w1 * x3));
+                a20 = round(a20 + round(w2 * x0)); a21 = round(a21 + round(w2 * x1));
+                a22 = round(a22 + round(w2 * x2)); a23 = round(a23 + round(w2 * x3));
+                a30 = round(a30 + round(w3 * x0)); a31 = round(a31 + round(w3 * x1));
+                a32 = round(a32 + round(w3 * x2)); a33 = round(a33 + round(w3 * x3));
               }
-              w += 4 * (kernel - beyond) * kernel;
-              start += plane;
             }
             let q = (output >> 2) + o * out + (y * width + x) * lanes + n;
             F[q] = a00; F[q + 1] = a01; F[q + 2] = a02; F[q + 3] = a03;
             q += out;
-            if (left > 1) { F[q] = a10; F[q + 1] = a11; F[q + 2] = a12; F[q + 3] = a13; }
+            if (more > 1) { F[q] = a10; F[q + 1] = a11; F[q + 2] = a12; F[q + 3] = a13; }
             q += out;
-            if (left > 2) { F[q] = a20; F[q + 1] = a21; F[q + 2] = a22; F[q + 3] = a23; }
+            if (more > 2) { F[q] = a20; F[q + 1] = a21; F[q + 2] = a22; F[q + 3] = a23; }
             q += out;
-            if (left > 3) { F[q] = a30; F[q + 1] = a31; F[q + 2] = a32; F[q + 3] = a33; }
+            if (more > 3) { F[q] = a30; F[q + 1] = a31; F[q + 2] = a32; F[q + 3] = a33; }
           }
         }
       }
@@ -77,38 +73,37 @@ export function plainKernels(buffer) {
   }
 
   function weight_gradient(input, dy, dw, partial, offsets, taps, outputs, height, width, kernel, pixel) {
-    const lanes = pixel >> 2, row = (width + kernel - 1) * lanes, length = width * lanes;
-    const plane = height * length;
-    const listed = Math.ceil(taps / 3) * 3, stride = 4 * listed, sums = partial >> 2;
+    const lanes = pixel >> 2, step = (taps / (kernel * kernel)) * lanes, row = (width + kernel - 1) * step;
+    const length = width * lanes, plane = height * length;
+    const listed = (taps + 1) & ~1, stride = 4 * listed, sums = partial >> 2;
     F.fill(0, sums, sums + ((outputs + 3) & ~3) * stride);
     for (let o = 0; o < outputs; o += 4) {
       const o1 = Math.min(1, outputs - 1 - o) * plane, o2 = Math.min(2, outputs - 1 - o) * plane;
       const o3 = Math.min(3, outputs - 1 - o) * plane;
       for (let y = 0; y < height; y++) {
-        const g0 = (dy >> 2) + o * plane + y * length, line = (input >> 2) + y * row;
-        for (let t = 0; t < listed; t += 3) {
+        const start = (dy >> 2) + o * plane + y * length, line = (input >> 2) + y * row;
+        for (let t = 0; t < listed; t += 2) {
           const at = (offsets >> 2) + t;
-          const dp = line + (U[at] >> 2) - g0, dq = line + (U[at + 1] >> 2) - g0;
-          const dr = line + (U[at + 2] >> 2) - g0;
           for (let lane = 0; lane < 4; lane++) {
+            let p = line + (U[at] >> 2) + lane, q = line + (U[at + 1] >> 2) + lane;
             let p0 = 0, p1 = 0, p2 = 0, p3 = 0, q0 = 0, q1 = 0, q2 = 0, q3 = 0;
-            let r0 = 0, r1 = 0, r2 = 0, r3 = 0;
-            for (let i = g0 + lane, end = g0 + length; i < end; i += 4) {
-              const u = F[i + dp], v = F[i + dq], w = F[i + dr];
-              const a = F[i], b = F[i + o1], c = F[i + o2], d = F[i + o3];
-              p0 = round(p0 + round(a * u)); q0 = round(q0 + round(a * v)); r0 = round(r0 + round(a * w));
-              p1 = round(p1 + round(b * u)); q1 = round(q1 + round(b * v)); r1 = round(r1 + round(b * w));
-              p2 = round(p2 + round(c * u)); q2 = round(q2 + round(c * v)); r2 = round(r2 + round(c * w));
-              p3 = round(p3 + round(d * u)); q3 = round(q3 + round(d * v)); r3 = round(r3 + round(d * w));
+            for (let i = start + lane, stop = start + length; i < stop; p += step - lanes, q += step - lanes) {
+              for (const end = i + lanes; i < end; i += 4, p += 4, q += 4) {
+                const u = F[p], v = F[q], a = F[i], b = F[i + o1], c = F[i + o2], d = F[i + o3];
+                p0 = round(p0 + round(a * u)); q0 = round(q0 + round(a * v));
+                p1 = round(p1 + round(b * u)); q1 = round(q1 + round(b * v));
+                p2 = round(p2 + round(c * u)); q2 = round(q2 + round(c * v));
+                p3 = round(p3 + round(d * u)); q3 = round(q3 + round(d * v));
+              }
             }
             let s = sums + o * stride + 4 * t + lane;
-            F[s] += p0; F[s + 4] += q0; F[s + 8] += r0;
+            F[s] += p0; F[s + 4] += q0;
             s += stride;
-            F[s] += p1; F[s + 4] += q1; F[s + 8] += r1;
+            F[s] += p1; F[s + 4] += q1;
             s += stride;
-            F[s] += p2; F[s + 4] += q2; F[s + 8] += r2;
+            F[s] += p2; F[s + 4] += q2;
             s += stride;
-            F[s] += p3; F[s + 4] += q3; F[s + 8] += r3;
+            F[s] += p3; F[s + 4] += q3;
           }
         }
       }
@@ -194,21 +189,6 @@ export function plainKernels(buffer) {
     return total;
   }
 
-  function sum_abs(x, bytes) {
-    let total = 0;
-    for (let p = x >> 2, end = p + (bytes >> 2); p < end; ) {
-      let a = 0, b = 0, c = 0, d = 0, e = 0, f = 0, g = 0, h = 0;
-      for (const stop = Math.min(p + BLOCK, end); p < stop; p += 8) {
-        a = round(a + Math.abs(F[p])); b = round(b + Math.abs(F[p + 1]));
-        c = round(c + Math.abs(F[p + 2])); d = round(d + Math.abs(F[p + 3]));
-        e = round(e + Math.abs(F[p + 4])); f = round(f + Math.abs(F[p + 5]));
-        g = round(g + Math.abs(F[p + 6])); h = round(h + Math.abs(F[p + 7]));
-      }
-      total += across(a, b, c, d, e, f, g, h);
-    }
-    return total;
-  }
-
   const plusSquare = (total, difference) => round(total + round(difference * difference));
 
   function sum_squared_deviations(x, rows, count, stride, mean) {
@@ -232,23 +212,6 @@ export function plainKernels(buffer) {
     return total;
   }
 
-  function squared_distance(one, other, bytes) {
-    const o = (other - one) >> 2;
-    let total = 0;
-    for (let p = one >> 2, end = p + (bytes >> 2); p < end; ) {
-      let a = 0, b = 0, c = 0, d = 0, e = 0, f = 0, g = 0, h = 0;
-      for (const stop = Math.min(p + BLOCK, end); p < stop; p += 8) {
-        const q = p + o;
-        a = plusSquare(a, round(F[p] - F[q])); b = plusSquare(b, round(F[p + 1] - F[q + 1]));
-        c = plusSquare(c, round(F[p + 2] - F[q + 2])); d = plusSquare(d, round(F[p + 3] - F[q + 3]));
-        e = plusSquare(e, round(F[p + 4] - F[q + 4])); f = plusSquare(f, round(F[p + 5] - F[q + 5]));
-        g = plusSquare(g, round(F[p + 6] - F[q + 6])); h = plusSquare(h, round(F[p + 7] - F[q + 7]));
-      }
-      total += across(a, b, c, d, e, f, g, h);
-    }
-    return total;
-  }
-
   function sum_centred_products(weights, x, bytes, mean) {
     const m = round(mean), o = (weights - x) >> 2;
     const plus = (total, p) => round(total + round(F[p + o] * round(F[p] - m)));
@@ -264,6 +227,27 @@ export function plainKernels(buffer) {
     return total;
   }
 
+  /** The same of any terms: `plus(total, at)` adds what belongs to the value at `at`. Slower, for rare sums. */
+  function sum_of(x, bytes, plus) {
+    let total = 0;
+    for (let p = x >> 2, end = p + (bytes >> 2); p < end; ) {
+      let a = 0, b = 0, c = 0, d = 0, e = 0, f = 0, g = 0, h = 0;
+      for (const stop = Math.min(p + BLOCK, end); p < stop; p += 8) {
+        a = plus(a, p); b = plus(b, p + 1); c = plus(c, p + 2); d = plus(d, p + 3);
+        e = plus(e, p + 4); f = plus(f, p + 5); g = plus(g, p + 6); h = plus(h, p + 7);
+      }
+      total += across(a, b, c, d, e, f, g, h);
+    }
+    return total;
+  }
+
+  const sum_abs = (x, bytes) => sum_of(x, bytes, (total, p) => round(total + Math.abs(F[p])));
+
+  function squared_distance(one, other, bytes) {
+    const o = (other - one) >> 2;
+    return sum_of(one, bytes, (total, p) => plusSquare(total, round(F[p] - F[p + o])));
+  }
+
   function max_abs(x, bytes) {
     let largest = 0;
     for (let p = x >> 2, end = p + (bytes >> 2); p < end; p++) largest = Math.max(largest, Math.abs(F[p]));
@@ -274,6 +258,27 @@ export function plainKernels(buffer) {
     let count = 0;
     for (let p = x >> 2, end = p + (bytes >> 2); p < end; p++) if (Math.abs(F[p]) === size) count++;
     return count;
+  }
+
+  function histogram(x, rows, count, stride, bins, into) {
+    const start = x >> 2, end = start + rows * stride, at = into >> 2;
+    let low = F[start], high = low;
+    for (let row = start; row < end; row += stride) {
+      for (let p = row; p < row + count; p++) {
+        if (F[p] < low) low = F[p];
+        if (F[p] > high) high = F[p];
+      }
+    }
+    const span = round(high - low), perUnit = round(bins / (span > 0 ? span : 1));
+    U.fill(0, at, at + 4 * (bins + 2));
+    F[at] = low;
+    F[at + 1] = high;
+    for (let row = start; row < end; row += stride) {
+      for (let p = row; p < row + count; p++) {
+        const scaled = round(round(F[p] - low) * perUnit);
+        U[at + 4 + 4 * (scaled > bins ? bins : scaled | 0)]++;
+      }
+    }
   }
 
   // --- maps over a channel ---
@@ -478,7 +483,7 @@ export function plainKernels(buffer) {
   return {
     correlate, weight_gradient, add_border,
     relu, relu_backward, relu_pool, relu_pool_backward,
-    clear_padding, sum, sum_squared_deviations, sum_centred_products, sum_abs, max_abs, count_abs,
+    clear_padding, sum, sum_squared_deviations, sum_centred_products, sum_abs, max_abs, count_abs, histogram,
     affine, combine, combine_sign, combine_peak, multiply,
     sample_moments, sample_normalise, sample_backward,
     disturb, disturb_again, sgd, step_along, squared_distance,

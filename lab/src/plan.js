@@ -3,13 +3,15 @@
 import { NORMS } from "./norms.js";
 
 export const LANES = 8;
+export const MOST_BINS = 250; // of a histogram
 const ALIGNMENT = 32; // two vectors
 const LIMIT = 2 ** 30;
 
 /** A mistake in what the engine was asked to do; the message says what to change. */
 export class LabError extends Error {}
 
-function whole(value, low, high, what) {
+/** `value`, if it is a whole number in these bounds; throws LabError. */
+export function whole(value, low, high, what) {
   if (!Number.isInteger(value) || value < low || value > high) {
     throw new LabError(`${what} must be a whole number from ${low} to ${high}, not ${value}.`);
   }
@@ -136,22 +138,21 @@ export function makePlan(description) {
     gradients: alike(),
     velocities: alike(),
     kept: alike(),
-    direction: alike(),
     looked: alike(),
   };
 
-  // Activations. x -> [border] -> y -> [norm] -> z -> ReLU, [pool] -> a, the next layer's x.
-  let x = place(layers[0].inputs * layers[0].height * layers[0].width * lanes);
-  const input = x;
+  // Activations. x -> [border] -> y -> [norm] -> z -> ReLU, [pool] -> a, the next layer's x. Images are put
+  // inside the first layer's border at once: it has no x.
+  let x = 0;
   let largest = 0;
   let packed = 0;
-  let partial = 0;
+  let partial = 4 * (MOST_BINS + 2);
   for (const layer of layers) {
     const { inputs: i, outputs: o, kernel: k, height: h, width: w } = layer;
     const border = (k - 1) / 2;
     const bordered = (h + 2 * border) * (w + 2 * border) * lanes;
     const taps = i * k * k;
-    const listed = Math.ceil(taps / 3) * 3;
+    const listed = Math.ceil(taps / 2) * 2;
     const { scale, noise } = NORMS[layer.norm];
     layer.pixels = h * w;
     layer.values = layer.pixels * batch; // of one channel
@@ -160,7 +161,7 @@ export function makePlan(description) {
     layer.border = border;
     layer.taps = taps;
     layer.x = x;
-    layer.bordered = border ? place(i * bordered) : x;
+    layer.bordered = border || !x ? place(i * bordered) : x;
     layer.y = place(layer.bytes / 4);
     layer.z = scale ? place(layer.bytes / 4) : layer.y;
     if (noise) {
@@ -176,11 +177,10 @@ export function makePlan(description) {
     partial = Math.max(partial, ((o + 3) & ~3) * listed * 4);
   }
   const shared = {
-    input,
     logits: layers.at(-1).y,
     logitGradients: place(classes * lanes),
     packed: place(packed), // weights as `correlate` wants them
-    partial: place(partial), // sums of `weight_gradient`
+    partial: place(partial), // sums of `weight_gradient`, counts of `histogram`
     upper: place(largest), // gradients on their way down: of a layer's z and y ...
     lower: place(largest), // ... and of its x
     keptActivation: place(largest), // for the probe that walks in the space of activations

@@ -2,6 +2,7 @@
 // mode. Nothing is left behind: parameters, velocities, running statistics, step and random streams are as
 // before, bit for bit. Definitions: Santurkar et al. 2018; in the book's package `bnlib.probes`, which the
 // tests compare with.
+import { MOST_BINS, whole } from "./plan.js";
 
 /** Move parameters, do something, put them back. */
 function keepingParameters(net, action) {
@@ -15,23 +16,10 @@ function keepingParameters(net, action) {
   }
 }
 
-/** Keep the gradients of now as the direction. */
-function keepGradients({ plan, F }) {
-  F.copyWithin(plan.direction >> 2, plan.gradients >> 2, (plan.gradients + plan.parameterBytes) >> 2);
-}
-
 const norm = ({ kernels }, x, bytes) => Math.sqrt(kernels.sum_centred_products(x, x, bytes, 0));
 const distance = ({ kernels }, one, other, bytes) => Math.sqrt(kernels.squared_distance(one, other, bytes));
 // A parameter takes a multiple of 32 bytes; what a kernel reads beyond the last value is zero.
 const bytesOf = (net, layer) => 4 * layer.outputs * layer.taps;
-
-/** Loss and gradients where the parameters now are, on the batch that is loaded. */
-function lossAndGradients(net) {
-  net.forward("probe");
-  const { loss } = net.measure();
-  net.backward();
-  return loss;
-}
 
 /**
  * The result of a walk, from the loss and the change of the gradient at each step's end. beta of a step is
@@ -57,13 +45,14 @@ export function landscape(net, factors) {
   const { plan, kernels } = net;
   const bytes = plan.parameterBytes;
   const { loss } = net.look();
-  keepGradients(net);
-  const length = norm(net, plan.direction, bytes);
+  const length = norm(net, plan.looked, bytes);
   const ends = keepingParameters(net, () =>
     factors.map((factor) => {
-      kernels.step_along(plan.kept, plan.direction, plan.parameters, bytes, factor * net.lr);
-      const moved = lossAndGradients(net);
-      return { loss: moved, change: distance(net, plan.gradients, plan.direction, bytes) };
+      kernels.step_along(plan.kept, plan.looked, plan.parameters, bytes, factor * net.lr);
+      net.forward("probe");
+      const moved = net.measure().loss;
+      net.backward();
+      return { loss: moved, change: distance(net, plan.gradients, plan.looked, bytes) };
     }),
   );
   return scan(net, loss, length, factors, ends);
@@ -74,15 +63,10 @@ export function landscape(net, factors) {
  * layers behind it take what comes.
  */
 export function activationLandscape(net, name, factors) {
-  const { plan, kernels, F } = net;
+  const { plan, kernels } = net;
   const layer = net.hiddenLayer(name);
   const { z, bytes, number } = layer;
-  net.loadImages(net.data, net.batchAt(net.time));
-  net.forward("probe");
-  const { loss } = net.measure();
-  net.backward(number, "z");
-  F.copyWithin(plan.keptActivation >> 2, z >> 2, (z + bytes) >> 2);
-  F.copyWithin(plan.keptGradient >> 2, plan.upper >> 2, (plan.upper + bytes) >> 2);
+  const { loss } = net.look(number);
   const length = norm(net, plan.keptGradient, bytes);
   const ends = factors.map((factor) => {
     kernels.step_along(plan.keptActivation, plan.keptGradient, z, bytes, factor * net.lr);
@@ -101,7 +85,7 @@ export function gradientNorms(net) {
   net.look();
   return net.layers.map((layer) => {
     const bytes = bytesOf(net, layer);
-    const g = norm(net, layer.weight - plan.parameters + plan.gradients, bytes);
+    const g = norm(net, layer.weight - plan.parameters + plan.looked, bytes);
     return {
       layer: layer.name,
       gradientNorm: g,
@@ -118,16 +102,15 @@ export function gradientNorms(net) {
 export function covariateShift(net) {
   const { plan, kernels } = net;
   net.look();
-  keepGradients(net);
   return keepingParameters(net, () =>
     net.layers.map((layer) => {
       const bytes = bytesOf(net, layer);
       const now = layer.weight - plan.parameters + plan.gradients;
-      const before = layer.weight - plan.parameters + plan.direction;
+      const before = layer.weight - plan.parameters + plan.looked;
       const length = norm(net, before, bytes);
       if (layer.number === 0) return { layer: layer.name, l2: 0, cosine: 1, gradientNorm: length };
       // The layers before it move one after the other: what they pass on is known from the layer before.
-      kernels.step_along(plan.kept, plan.direction, plan.parameters, layer.start - plan.parameters, net.lr);
+      kernels.step_along(plan.kept, plan.looked, plan.parameters, layer.start - plan.parameters, net.lr);
       net.forward("probe", layer.number - 1);
       net.measure();
       net.backward(layer.number, "weight");
@@ -144,11 +127,12 @@ export function covariateShift(net) {
  * `bins` bins of equal width from `low` to `high`, the smallest and the largest value.
  */
 export function activationStatistics(net, bins = 40) {
+  whole(bins, 1, MOST_BINS, "The number of bins");
   net.loadImages(
     net.data,
     Uint32Array.from({ length: net.batch }, (_, i) => i),
   );
-  net.forward("probe");
+  net.forward("probe", 0, net.layers.length - 2); // the classifier has no ReLU
   return net.layers
     .filter((layer) => !layer.last)
     .map((layer) => {
@@ -165,23 +149,11 @@ export function activationStatistics(net, bins = 40) {
 }
 
 /** Counts of a layer's z in bins of equal width between the smallest and the largest value. */
-function histogram({ F, batch, lanes }, { z, bytes }, bins) {
-  const start = z >> 2;
-  const end = (z + bytes) >> 2;
-  let low = F[start];
-  let high = low;
-  for (let at = start; at < end; at += lanes) {
-    for (let i = at; i < at + batch; i++) {
-      const value = F[i];
-      if (value < low) low = value;
-      else if (value > high) high = value;
-    }
-  }
-  const counts = new Uint32Array(bins + 1);
-  const perUnit = bins / (high - low || 1);
-  for (let at = start; at < end; at += lanes) {
-    for (let i = at; i < at + batch; i++) counts[((F[i] - low) * perUnit) | 0]++;
-  }
-  counts[bins - 1] += counts[bins]; // the largest value
-  return { low, high, counts: counts.slice(0, bins) };
+function histogram({ F, U, plan, batch, lanes, kernels }, { z, outputs, pixels }, bins) {
+  kernels.histogram(z, outputs * pixels, batch, lanes, bins, plan.partial);
+  const at = plan.partial >> 2;
+  const counts = new Uint32Array(bins);
+  // What is in the bin beyond the last is the largest value.
+  for (let i = 0; i < 4 * (bins + 1); i++) counts[Math.min(i >> 2, bins - 1)] += U[at + 4 + i];
+  return { low: F[at], high: F[at + 1], counts };
 }

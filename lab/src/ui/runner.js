@@ -5,13 +5,15 @@ import wasm from "lab:wasm";
 // Along the gradient, in learning rates: the range of Santurkar et al. 2018, A.2.2.
 export const FACTORS = [0.5, 1, 2, 4];
 
-// What is measured: at a step, before it. In activation space, those of the first layer.
+// What is measured: at a step, before it. In activation space, those of the first layer. The histograms are of
+// other images, and the walk in activation space keeps more of the step's batch than the others need: in this
+// order the batch is loaded and looked at once.
 const PROBES = [
-  ["landscape", FACTORS],
+  ["activationStatistics"],
   ["activationLandscape", "conv1", FACTORS],
+  ["landscape", FACTORS],
   ["gradientNorms"],
   ["covariateShift"],
-  ["activationStatistics"],
 ];
 
 let address = null;

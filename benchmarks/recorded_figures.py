@@ -18,6 +18,7 @@ from bnlib.explorables import (
     effect,
     explosion,
     gradients,
+    ingredients,
     landscape,
     lp,
     mechanics,
@@ -188,6 +189,13 @@ def _alternatives() -> Iterator[Any]:
     yield alternatives.averages()
 
 
+def _ingredients() -> Iterator[Any]:
+    for name in ("ingredients", "ingredients_deep"):
+        yield noise.grouped_dots_chart(ingredients.by_rate(load(name)), y_title="Test accuracy (%)")
+    compared = {name: load(name) for name in ingredients.COMPARED}
+    yield ingredients.behind_batch_norm_chart(ingredients.behind_batch_norm(compared))
+
+
 FIGURES: dict[str, Callable[[], Iterator[Any]]] = {
     "01-mechanics": _mechanics,
     "02-does-it-work": _effect,
@@ -203,4 +211,5 @@ FIGURES: dict[str, Callable[[], Iterator[Any]]] = {
     "12-scale-and-spectrum": _scale,
     "13-small-batches": _batches,
     "14-alternatives": _alternatives,
+    "15-why-it-works": _ingredients,
 }

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 from bnlib import records
 from bnlib.experiments import CLAIMS
 
 
-def scoreboard(chapter: str | None = None) -> list[dict[str, Any]]:
-    """One row per claim (of one chapter, or of all), in the order of the book.
+def scoreboard(chapter: str | None = None, only: Container[str] = CLAIMS) -> list[dict[str, Any]]:
+    """One row per claim (of one chapter, or of all; of those with the ids in `only`), in the order of the
+    book.
 
     Keys: id, statement, source, where, chapter, experiment, scale, n_seeds, quantity, unit, value (median
     over the seeds), low and high (their range), digits (how many to show, so that none of them crosses the
@@ -19,7 +21,7 @@ def scoreboard(chapter: str | None = None) -> list[dict[str, Any]]:
     rows = []
     loaded: dict[str, records.Record] = {}
     for claim in CLAIMS.values():
-        if chapter is not None and claim.chapter != chapter:
+        if (chapter is not None and claim.chapter != chapter) or claim.id not in only:
             continue
         scale = records.best_scale(claim.experiment)
         if scale is None:

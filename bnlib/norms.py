@@ -161,6 +161,8 @@ class DetachedBatchNorm(BatchNorm):
         if not self.training:
             return super().forward(x)
         _check(x, self.channels, train=True)
+        if torch.is_autocast_enabled(x.device.type):  # as in BatchNorm
+            x = x.to(self.running_mean.dtype)
         var, mean = torch.var_mean(x.detach(), _batch_dims(x), correction=0)
         self._track(mean, var, m=x.numel() // self.channels)
         scale = (var + self.eps).rsqrt()

@@ -31,10 +31,10 @@ class Arm(NamedTuple):
 # greyscale the dash tells the arms apart.
 ARMS: dict[str, Arm] = {
     "standard": Arm("Standard", "#d25a00", (7, 3)),
-    "bn": Arm("Batch norm", "#0078c3", (1, 0)),
     # Parts of batch norm: its start alone, and its forward pass alone.  Beside no other of these colours.
     "start": Arm("Normalised once", "#00a596", (8, 2, 2, 2)),
     "forward": Arm("BN, forward only", "#4b4bff", (5, 3)),
+    "bn": Arm("Batch norm", "#0078c3", (1, 0)),
     # Batch norm too, started differently: the same colour, another dash.
     "bn_small_gamma": Arm("BN, γ from 0.1", "#0078c3", (2, 3)),
     "bn_after_4": Arm("BN after 4th conv", "#00a596", (2, 2)),
@@ -177,12 +177,13 @@ def arm_scales(
     No legend unless one is given.
     """
     by_label = {arm.label: arm for arm in arms.values()}
-    chosen, common = [by_label[label] for label in labels], {"sort": list(labels), "title": None}
+    chosen = [by_label[label] for label in labels]
+    # The domains are the order. `sort` would say it again, and Vega-Lite would number every row for it.
     colours = alt.Scale(domain=list(labels), range=[arm.colour for arm in chosen])
     dashes = alt.Scale(domain=list(labels), range=[list(arm.dash) for arm in chosen])
     return {
-        "color": alt.Color("arm:N", scale=colours, legend=legend, **common),
-        "strokeDash": alt.StrokeDash("arm:N", scale=dashes, legend=legend, **common),
+        "color": alt.Color("arm:N", scale=colours, legend=legend, title=None),
+        "strokeDash": alt.StrokeDash("arm:N", scale=dashes, legend=legend, title=None),
     }
 
 

@@ -1,11 +1,13 @@
 """The figures: colours that everybody can tell apart, and alt text whose numbers are pandas' numbers."""
 
+import json
 from itertools import combinations
 
 import altair as alt
 import numpy as np
 import pandas as pd
 import pytest
+import vl_convert
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -178,6 +180,15 @@ def test_curves_draw_every_seed_the_band_and_the_median():
     assert layers[2]["encoding"]["strokeDash"]["scale"]["domain"] == ["Standard", "Batch norm"]
     one = charts.curves(runs().query("seed == 0"), y_title="Loss").to_dict()["layer"]
     assert [layer["mark"]["type"] for layer in one] == ["line"]
+
+
+def test_arms_keep_their_order_without_a_number_in_every_row():
+    spec = charts.curves(runs(), y_title="Loss").to_dict()
+    version = ".".join(alt.VEGALITE_VERSION.split(".")[:2])
+    vega = vl_convert.vegalite_to_vega(spec, vl_version=version)
+    (scale,) = (scale for scale in vega["scales"] if scale["name"] == "color")
+    assert scale["domain"] == ["Standard", "Batch norm"]  # not in alphabetical order
+    assert "sort_index" not in json.dumps(vega["data"])
 
 
 def test_there_is_no_median_over_the_survivors():

@@ -137,13 +137,12 @@ def test_the_page_computes_scale_and_variance_of_the_first_values(view, extra, l
     (line,) = {text for text in told if text.startswith("output variance")}
     assert float(line.split()[2]) == pytest.approx(y.var() / expected**2, abs=5.1e-4)
 
-    bars = pd.DataFrame(rows_with(data, "which", "bin", "density"))
-    assert bars.groupby("which")["n"].sum().tolist() == [m, m]
-    after = bars[bars["which"].str.startswith("after")]
+    bars = {rows[0]["which"].split(":")[0]: rows for rows in data if rows and "density" in rows[0]}
+    assert {name: sum(row["n"] for row in rows) for name, rows in bars.items()} == {"before": m, "after": m}
     low, high, width = explorables.LOW, explorables.HIGH, explorables.WIDTH
     place = np.clip(np.floor((y - y.mean()) / expected / width), round(low / width), round(high / width) - 1)
     counts = dict(zip(*np.unique(place, return_counts=True), strict=True))
-    found = dict(zip(after["bin"], after["n"], strict=True))
+    found = {row["bin"]: row["n"] for row in bars["after"]}
     assert sum(abs(found.get(k, 0) - counts.get(k, 0)) for k in {*found, *counts}) <= 2  # at a bin's edge
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from browser import drawn, rows_with
 from sample import record_of
+from scene import drawn_rows
 
 from bnlib import charts, records
 from bnlib.experiments import noise
@@ -143,7 +144,7 @@ def test_a_value_that_is_not_finite_has_no_dot_and_its_arm_no_bar():
 # --- where a mean stands ---
 
 
-def test_standing_is_the_mean_in_standard_deviations(view, sample):
+def test_standing_is_the_mean_in_standard_deviations(page, sample):
     table = explorables.standing(sample)
     frame = sample.table.to_pandas()
     one = (frame["run"] == "bn seed=0") & (frame["layer"] == "conv10")
@@ -155,8 +156,7 @@ def test_standing_is_the_mean_in_standard_deviations(view, sample):
     np.testing.assert_allclose(mine, mean / np.sqrt(variance))
     drawn = {
         (row["arm"], row["layer"], row["x"]): row["y"]
-        for rows in view("standing")
-        for row in rows
+        for row in drawn_rows(page, "standing")
         if {"x", "y", "every"} <= row.keys()
     }
     assert len(drawn) == len(noise.ARMS) * len(LAYERS) * (STEPS // EVERY + 1)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from browser import drawn, rows_with, told
 from sample import record_of
+from scene import drawn_rows
 
 from bnlib import charts, records, theory
 from bnlib.experiments import one_layer
@@ -154,8 +155,9 @@ def test_the_shares_removed_are_those_of_the_claim(sample):
 # --- over training, and by layer ---
 
 
-def test_the_panels_show_every_probed_step(sample, view):
-    found = pd.DataFrame(rows_with(view("removed"), "panel", "x", "y", "seed"))
+def test_the_panels_show_every_probed_step(sample, page):
+    rows = drawn_rows(page, "removed")
+    found = pd.DataFrame([row for row in rows if {"panel", "x", "y", "seed"} <= row.keys()])
     table = explorables.shares(sample)
     names = {arm.label: name for name, arm in explorables.REMOVED.items()}
     layers = {explorables.layer_words(name): name for name in LAYERS}

@@ -32,17 +32,10 @@ CHARTS = ("expressions.js", "charts.js")
 RUNTIME = ("model.js", "controls.js", "widgets.js")
 
 MATHJAX_FOLDER = "vendor/mathjax"
-# The wheel holds 24 MB: every input, output and font. The book needs TeX to CHTML, the extensions that TeX
-# loads on demand, and English speech (out of MathML) for readers who switch it on in MathJax's menu.
-MATHJAX = (
-    "tex-chtml.js",
-    "input/mml.js",
-    "input/tex/extensions",
-    "output/chtml/fonts/woff-v2",
-    "a11y",
-    "sre/mathmaps/base.json",
-    "sre/mathmaps/en.json",
-)
+# The wheel holds 24 MB: every input, output and font. The book needs TeX to CHTML and the extensions that TeX
+# loads on demand; static/maths.js takes out of MathJax's menu what would need more. A screen reader gets
+# MathML, which stands hidden beside each formula.
+MATHJAX = ("tex-chtml.js", "input/tex/extensions", "output/chtml/fonts/woff-v2")
 
 
 def _wheel_folder(package: str) -> Path:

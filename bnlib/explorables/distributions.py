@@ -390,7 +390,9 @@ def histogram_chart(places: Sequence[Place]) -> alt.LayerChart:
     )
     # Invisible: they keep the axes still while the step moves.
     corners = [
-        base.transform_calculate(x=f"datum.{x} / {unit}", y=y).mark_point(opacity=0).encode(x=across, y=up)
+        once_per_arm.transform_calculate(x=f"datum.{x} / {unit}", y=y)
+        .mark_point(opacity=0)
+        .encode(x=across, y=up)
         for x, y in (("low", "0"), ("high", "datum.peak"))
     ]
     zero = base.transform_aggregate(n="count()").transform_calculate(x="0").mark_rule(strokeDash=[2, 2])

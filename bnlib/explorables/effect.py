@@ -408,6 +408,7 @@ def robustness_chart(record: Record, start: dict[str, float]) -> alt.LayerChart:
             y=up,
             color=alt.Color("shade:Q", scale=alt.Scale(scheme="cividis", domain=[0, 1]), legend=None),
             opacity=alt.Opacity("opacity:Q", scale=None, legend=None),
+            key="place:N",  # a cell stays where it is and changes its colour
         )
     )
     number = (
@@ -416,7 +417,7 @@ def robustness_chart(record: Record, start: dict[str, float]) -> alt.LayerChart:
             ink="datum.trained < datum.n ? 'currentColor' : datum.shade < 0.47 ? '#ffffff' : '#000000'"
         )
         .mark_text(fontSize=12)
-        .encode(x=across, y=up, text="shown:N", color=alt.Color("ink:N", scale=None))
+        .encode(x=across, y=up, text="shown:N", color=alt.Color("ink:N", scale=None), key="place:N")
     )
     lost = cell.transform_filter("datum.lost > 0")
     missing = lost.mark_rect(
@@ -468,6 +469,7 @@ def robustness_chart(record: Record, start: dict[str, float]) -> alt.LayerChart:
         )
         .transform_calculate(
             lost="datum.n - datum.finite",
+            place="datum.row + '|' + datum.lr",
             shade=f"metric == 'accuracy' ? datum.v / 100 : 1 - min(datum.v / {math.log(10):.4f}, 1)",
             shown="metric == 'accuracy' ? format(datum.v, '.0f') : format(datum.v, '.2~g')",
         )

@@ -154,11 +154,15 @@ def shift_chart(record: Record, start: Mapping[str, object]) -> alt.LayerChart:
         x=across, y=up("y:Q"), detail="seed:N", **scales
     )
     median = base.mark_line().encode(x=across, y=up("median(y):Q"), **scales)
-    # Every point, so that the layer is never empty; none is seen. It holds the axis open.
+    # Never seen: it holds the axis open.
     frame = (
-        base.transform_calculate(
-            y="whole && quantity == 'cosine' ? (datum.x == 0 ? -1 : 1) : datum.y",
+        base.transform_aggregate(low="min(y)", high="max(y)", first="min(x)", last="max(x)")
+        .transform_calculate(
+            low="whole && quantity == 'cosine' ? -1 : datum.low",
+            high="whole && quantity == 'cosine' ? 1 : datum.high",
         )
+        .transform_fold(["low", "high"], as_=["which", "y"])
+        .transform_calculate(x="datum.which == 'low' ? datum.first : datum.last")
         .mark_point(opacity=0)
         .encode(x=across, y=up("y:Q"))
     )
@@ -197,6 +201,8 @@ def shift_chart(record: Record, start: Mapping[str, object]) -> alt.LayerChart:
     return (
         chart.transform_filter("datum.setting == setting && datum.layer == layer")
         .transform_calculate(v="split(datum[quantity], ' ')")
+        # Keeps these columns alone: each point would carry all others.
+        .transform_aggregate(runs="count()", groupby=["arm", "seed", "every", "steps", "v"])
         .transform_flatten(["v"])
         .transform_window(i="row_number()", groupby=["arm", "seed"])
         .transform_calculate(v="toNumber(datum.v)", x="min((datum.i - 1) * datum.every, datum.steps)")
@@ -221,10 +227,12 @@ def equal_rate(record: Record, what: str, layer: str | None = None) -> ipywidget
         "whole": True,
     }
     told = []
+    present = {run["arm"] for run in record.runs}
+    arms = [arm for arm in charts.ARMS if arm in present]
     for item in settings:
         medians = (
             f"{_label(arm)} {charts.spell(pd.Series(values).median())}"
-            for arm in charts.ARMS
+            for arm in arms
             if (values := gradients.typical(record, arm, item.lr, item.loss))
         )
         told.append(f"{item.words}: {', '.join(medians)}")
@@ -535,12 +543,15 @@ def sensitivity_chart(grids: list[Grid], start: Mapping[str, object]) -> alt.Lay
         x=across, y=up("y:Q"), detail="seed:N", **scales
     )
     median = by_arm.mark_line().encode(x=across, y=up("median(y):Q"), **scales)
-    here = by_arm.transform_calculate(seen="datum.x == datum.chosen ? 0.9 : 0")
-    dots = here.mark_point(size=50).encode(
-        x=across, y=up("y:Q"), color=scales["color"], opacity=alt.Opacity("seen:Q", scale=None)
-    )
+    here = by_arm.transform_filter("datum.x == datum.chosen")
+    dots = here.mark_point(size=50, opacity=0.9).encode(x=across, y=up("y:Q"), color=scales["color"])
+    # Never seen: it holds the axis open.
     frame = (
-        by_arm.transform_calculate(y="show == 'cosine' ? (datum.which == 'a' ? -1 : 1) : datum.y")
+        by_arm.transform_aggregate(x="min(x)", low="min(y)", high="max(y)")
+        .transform_calculate(
+            low="show == 'cosine' ? -1 : datum.low", high="show == 'cosine' ? 1 : datum.high"
+        )
+        .transform_fold(["low", "high"], as_=["which", "y"])
         .mark_point(opacity=0)
         .encode(x=across, y=up("y:Q"))
     )

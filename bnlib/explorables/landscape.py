@@ -229,8 +229,7 @@ def profile_chart(record: Record, start: Mapping[str, object]) -> alt.LayerChart
     middle = here.mark_line().encode(x=across, y=up("median(y):Q"), **scales)
     # Never seen: it holds the axis open, for the whole training or for this moment.
     frame = (
-        base.transform_filter("fixed || datum.k == datum.chosen")
-        .transform_aggregate(low="min(y)", high="max(y)", first="min(x)", last="max(x)")
+        base.transform_aggregate(low="min(y)", high="max(y)", first="min(x)", last="max(x)")
         .transform_fold(["low", "high"], as_=["which", "y"])
         .transform_calculate(x="datum.which == 'low' ? datum.first : datum.last")
         .mark_point(opacity=0)
@@ -302,6 +301,8 @@ def profile_chart(record: Record, start: Mapping[str, object]) -> alt.LayerChart
         .transform_joinaggregate(nearest="min(gap)")
         .transform_calculate(chosen="datum.gap == datum.nearest ? datum.k : 0")
         .transform_joinaggregate(chosen="max(chosen)")
+        # All other moments count for the axis of the whole training only.
+        .transform_filter("fixed || datum.k == datum.chosen")
         .transform_flatten(["v"])
         .transform_window(i="row_number()", groupby=["arm", "seed", "k"])
         .transform_calculate(v="toNumber(datum.v)", x=f"({places})[datum.i - 1]")

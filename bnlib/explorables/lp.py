@@ -127,6 +127,10 @@ def scale_chart(drawn: Mapping[str, np.ndarray], start: Mapping[str, object]) ->
 
 
 def _histograms(rows: list[dict]) -> alt.LayerChart:
+
+    def bin_of(field: str) -> str:
+        return f"clamp(floor(datum.{field} / {WIDTH}), {round(LOW / WIDTH)}, {round(HIGH / WIDTH) - 1})"
+
     base = (
         alt.Chart(alt.Data(values=rows))
         .transform_filter("datum.law == law")
@@ -141,18 +145,16 @@ def _histograms(rows: list[dict]) -> alt.LayerChart:
         .transform_joinaggregate(power="mean(power)", largest="max(size)")
         .transform_calculate(scale="p > 0 ? pow(datum.power, 1 / p) : datum.largest")
         .transform_calculate(z="(datum.y - datum.mu) / datum.scale")
+        .transform_calculate(**{f"bin_{field}": bin_of(field) for field in "yz"})
     )
     names = ["before: y", "after: (y − μ) / C"]
-    bars = (
-        base.transform_fold(["y", "z"], as_=["which", "x"])
+    bars = [
+        base.transform_aggregate(n="count()", groupby=[f"bin_{field}"])
         .transform_calculate(
-            bin=f"clamp(floor(datum.x / {WIDTH}), {round(LOW / WIDTH)}, {round(HIGH / WIDTH) - 1})",
-            which=f"datum.which == 'y' ? '{names[0]}' : '{names[1]}'",
-        )
-        .transform_aggregate(n="count()", groupby=["which", "bin"])
-        .transform_calculate(
-            left=f"datum.bin * {WIDTH}",
-            right=f"(datum.bin + 1) * {WIDTH}",
+            which=f"'{name}'",
+            bin=f"datum.bin_{field}",
+            left=f"datum.bin_{field} * {WIDTH}",
+            right=f"(datum.bin_{field} + 1) * {WIDTH}",
             density=f"datum.n / (m * {WIDTH})",
         )
         .mark_rect(opacity=0.5)
@@ -168,12 +170,12 @@ def _histograms(rows: list[dict]) -> alt.LayerChart:
             y2=alt.datum(0),
             color=alt.Color(
                 "which:N",
-                sort=names,
                 scale=alt.Scale(domain=names, range=[BEFORE, AFTER]),
                 legend=alt.Legend(symbolType="square", symbolSize=120, symbolStrokeWidth=0, offset=8),
             ),
         )
-    )
+        for field, name in zip("yz", names, strict=True)
+    ]
     first = base.transform_filter("datum.i == 1")
     mark = (
         first.transform_calculate(at=f"min(datum.scale, {HIGH})")
@@ -208,7 +210,7 @@ def _histograms(rows: list[dict]) -> alt.LayerChart:
             12,
         ),
     ]
-    return alt.layer(bars, mark, name, *told).properties(height=170)
+    return alt.layer(*bars, mark, name, *told).properties(height=170)
 
 
 def _against(axis: str, rows: list[dict]) -> alt.LayerChart:
@@ -252,13 +254,11 @@ def _against(axis: str, rows: list[dict]) -> alt.LayerChart:
             y=alt.Y("value:Q", title="C / σ", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4)),
             color=alt.Color(
                 "which:N",
-                sort=names,
                 scale=alt.Scale(domain=names, range=[AFTER, BEFORE]),
                 legend=alt.Legend() if axis == "order" else None,
             ),
             strokeDash=alt.StrokeDash(
                 "which:N",
-                sort=names,
                 scale=alt.Scale(domain=names, range=[[1, 0], [5, 4]]),
                 legend=alt.Legend() if axis == "order" else None,
             ),

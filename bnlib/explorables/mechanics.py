@@ -288,7 +288,7 @@ def _running_panel(
     dots = (
         base.transform_calculate(what=f"'{labels[0]}'")
         .mark_circle(size=26, opacity=0.8, clip=True)
-        .encode(x, alt.Y(f"{batch}:Q", title=title, scale=y_scale, axis=axis), color=colour)
+        .encode(x, alt.Y(f"{batch}:Q", title=title, scale=y_scale, axis=axis), color=colour, key="step:Q")
     )
     rule = (
         base.transform_calculate(what=f"'{labels[2]}'", exact=exact)

@@ -78,7 +78,7 @@ def grouped_dots_chart(
     marks = {
         "color": charts.arm_scales(labels, legend=legend)["color"],
         "shape": alt.Shape(
-            "arm:N", sort=labels, scale=alt.Scale(domain=labels, range=SHAPES[: len(labels)]), legend=legend
+            "arm:N", scale=alt.Scale(domain=labels, range=SHAPES[: len(labels)]), legend=legend
         ),
     }
     lines = json.dumps({group: textwrap.wrap(group, 10) for group in groups}, ensure_ascii=False)
@@ -434,7 +434,8 @@ def moment_chart(record: Record, start: Mapping[str, object]) -> alt.LayerChart:
     lines = base.mark_line(strokeWidth=1.4, opacity=0.9).encode(
         x=across, y=up, color=scales["color"], strokeDash=alt.StrokeDash("channel:N", legend=None)
     )
-    edges = base.mark_point(opacity=0)
+    # Never seen: they hold the axis open.
+    edges = base.transform_aggregate(low="min(low)", high="max(high)", x="min(x)").mark_point(opacity=0)
     low = edges.encode(x=across, y=alt.Y("low:Q", title=None, scale=scale))
     high = edges.encode(x=across, y=alt.Y("high:Q", title=None, scale=scale))
     told = base.transform_aggregate(

@@ -303,19 +303,23 @@ def spectrum_chart(record: Record, start: Mapping[str, object]) -> alt.LayerChar
         )
 
     base = alt.Chart()
+    # A row per point, whose Gaussians are summed in one expression: a row per point and node would be thirty
+    # times as many, made anew at each move of a slider.
+    nodes = range(max(len(row["nodes"].split()) for row in rows))
+    near = ", ".join(f"toNumber(datum.node[{k}]) / datum.spread" for k in nodes)
+    weights = ", ".join(f"toNumber(datum.count[{k}])" for k in nodes)
+    gaussians = " + ".join(f"datum.weight[{k}] * exp(-pow(datum.at - datum.near[{k}], 2) / 2)" for k in nodes)
     blurred = (
-        base.transform_flatten(["node", "count"])
-        .transform_calculate(node="toNumber(datum.node)", count="toNumber(datum.count)")
-        .transform_calculate(g=f"sequence(0, {POINTS + 1})")
+        base.transform_calculate(spread="sigma / 100 * datum.reach")
+        .transform_calculate(near=f"[{near}]", weight=f"[{weights}]", g=f"sequence(0, {POINTS + 1})")
+        # Keeps these columns alone: each point would carry all others.
+        .transform_aggregate(
+            curves="count()", groupby=["arm", "low", "reach", "spread", "near", "weight", "g"]
+        )
         .transform_flatten(["g"])
-        .transform_calculate(
-            x=f"datum.low - 0.04 * datum.reach + 1.08 * datum.reach * datum.g / {POINTS}",
-            spread="sigma / 100 * datum.reach",
-        )
-        .transform_calculate(
-            part="datum.count * exp(-pow((datum.x - datum.node) / datum.spread, 2) / 2) / sqrt(2 * PI)"
-        )
-        .transform_aggregate(sum="sum(part)", groupby=["arm", "x"])
+        .transform_calculate(x=f"datum.low - 0.04 * datum.reach + 1.08 * datum.reach * datum.g / {POINTS}")
+        .transform_calculate(at="datum.x / datum.spread")
+        .transform_calculate(sum=f"({gaussians}) / sqrt(2 * PI)")
         .transform_calculate(y=f"log(max(datum.sum, {10.0**FLOOR})) / LN10", floor=str(FLOOR))
         .mark_area(fillOpacity=0.28, line={"strokeWidth": 1.8}, clip=True)
         .encode(x=across, y=up("y:Q"), y2="floor:Q", color=colour)
@@ -675,6 +679,8 @@ def toy_chart(start: Mapping[str, object]) -> alt.VConcatChart:
     slopes = ", ".join(f"datum.g{step}" for step in range(STEPS))
     computed = (
         computed.transform_calculate(state=f"[{states}]", slope=f"[{slopes}]")
+        # Keeps these two columns alone: each row below would carry the whole path.
+        .transform_aggregate(paths="count()", groupby=["state", "slope"])
         .transform_flatten(["state", "slope"])
         .transform_window(k="row_number()")
         .transform_calculate(k="datum.k - 1", r="datum.state[0]", theta="datum.state[1]")

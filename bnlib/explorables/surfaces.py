@@ -556,6 +556,7 @@ def plane_chart(record: Record, start: Mapping[str, object]) -> alt.LayerChart:
         y2="high:Q",
         color=colour,
         opacity=alt.Opacity("under:Q", scale=alt.Scale(domain=[0, 1], range=[0.3, 1]), legend=None),
+        key="i:O",  # a cell stays where it is and changes its colour
     )
     chosen = "datum.arm == arm && datum.kind == kind && datum.seed == seed"
     marks = _solutions_on_planes(record)
@@ -766,9 +767,7 @@ def walk_chart(record: Record, start: Mapping[str, object]) -> alt.LayerChart:
         for kind in (thin, thick)
     ]
     here = (
-        base.transform_calculate(here="abs(datum.x) < 1e-9 ? datum.v : 0",
-                                 far="abs(datum.x) > reach - 1e-9 ? datum.v : -1e9")
-        .transform_aggregate(here="max(here)", far="max(far)", groupby=["arm", "direction", "steep"])
+        base.transform_aggregate(here="max(here)", far="max(far)", groupby=["arm", "direction", "steep"])
         .transform_calculate(drawn="datum.steep ? -1e9 : datum.far - datum.here",
                              along="datum.steep ? datum.far - datum.here : -1e9")
         .transform_aggregate(drawn="max(drawn)", along="max(along)", groupby=["arm"])
@@ -793,7 +792,9 @@ def walk_chart(record: Record, start: Mapping[str, object]) -> alt.LayerChart:
         x="datum.first + datum.i * datum.gap",
         y=f"logarithmic ? log(max(datum.v, {FLOOR})) / LN10 : datum.v",
     )
-    chart = chart.transform_filter("abs(datum.x) < reach + 1e-9")
+    chart = chart.transform_filter("abs(datum.x) < reach + 1e-9").transform_calculate(
+        here="abs(datum.x) < 1e-9 ? datum.v : 0", far="abs(datum.x) > reach - 1e-9 ? datum.v : -1e9"
+    )
     return chart.add_params(*(alt.param(name=name, value=value) for name, value in start.items()))
 
 

@@ -10,12 +10,42 @@ window.bookMaths = (() => {
   let begin;
   const started = new Promise((resolve) => (begin = resolve));
 
+  // What MathJax's menu offers without loading anything: its own speech, which a screen reader does better out
+  // of the hidden MathML, its other output and its languages are not among the book's files.
+  const STORED = "MathJax-Menu-Settings";
+  const ABSENT = ["Renderer", "Language"];
+  const HERE = { Accessibility: ["InTabOrder", "AssistiveMml"] }; // of this submenu, only these
+  const LOADING = ["renderer", "explorer", "collapsible", "autocollapse"]; // settings that load a file
+
+  // A reader may have chosen them in an earlier edition.
+  function forgetWhatIsAbsent() {
+    try {
+      const stored = JSON.parse(localStorage.getItem(STORED));
+      if (!stored) return;
+      for (const name of LOADING) delete stored[name];
+      localStorage.setItem(STORED, JSON.stringify(stored));
+    } catch {
+      // Without storage there is nothing to forget.
+    }
+  }
+
+  function offerWhatIsHere(menu, only) {
+    const offered = menu.items.filter(({ id }) => !ABSENT.includes(id) && (!only || only.includes(id)));
+    const rule = (item) => item !== undefined && !item.id;
+    menu.items = offered.filter((item, i) => !rule(item) || (i > 0 && !rule(offered[i - 1])));
+    for (const { id, submenu } of menu.items) if (submenu) offerWhatIsHere(submenu, HERE[id]);
+  }
+
   window.MathJax = {
     ...window.MathJax,
     startup: {
       typeset: false,
       ready() {
+        forgetWhatIsAbsent();
         window.MathJax.startup.defaultReady();
+        const { menu } = window.MathJax.startup.document;
+        menu.enableExplorerItems = () => {}; // there are none; "Reset to defaults" asks for it
+        offerWhatIsHere(menu.menu);
         window.MathJax.startup.promise.then(begin);
       },
     },

@@ -39,7 +39,7 @@ from bnlib.specs import Experiment, Run
 
 # Digits, three networks per seed: start-up, runs and writing each take part of its seconds.
 KILLED, SEEDS = "replication", "2"
-QUICK_ONE = "least_squares"  # eight runs of a tenth of a second per seed
+QUICK_ONE = "least_squares"  # eight short runs per seed
 PATIENCE = 120  # seconds
 LONGEST = 300  # seconds
 

@@ -29,7 +29,9 @@ CHAPTERS = [page for page in PAGES if page.startswith("chapters/")]
 REPOSITORY = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
 
 WIDE, PHONE = 1280, 390
-LOOKS = [(WIDE, "light"), (WIDE, "dark"), (PHONE, "light"), (PHONE, "dark")]
+# In these every page is loaded; on a phone it turns dark under the reader's eyes. One look is from disk:
+# readers open the folder that `jupyter-book build .` names, where browsers refuse ES modules.
+LOOKS = [(WIDE, "light", "served"), (WIDE, "dark", "disk"), (PHONE, "light", "served")]
 # The lab has tests of its own: no control of it moves a Vega figure.
 EXPLORERS = ".book-widget:has(.book-anywidget):not(:has(.bnlab))"
 CONTROLS = "input[type=range], input[type=checkbox], input[type=radio]:checked, select, button.book-button"
@@ -177,11 +179,12 @@ def opened(browser: Any, address: str, home: str, width: int = WIDE, scheme: str
     context.close()
 
 
-@pytest.fixture(scope="module", params=product(PAGES, LOOKS), ids=lambda p: f"{p[0]}-{p[1][0]}-{p[1][1]}")
-def look(request, browser, site) -> Iterator[Any]:
+@pytest.fixture(scope="module", params=product(PAGES, LOOKS), ids=lambda p: "-".join([p[0], *map(str, p[1])]))
+def look(request, browser, book, site) -> Iterator[Any]:
     """One page at one width in one theme, with everything that can be unfolded unfolded."""
-    name, (width, scheme) = request.param
-    with opened(browser, f"{site}{name}.html", site, width, scheme) as page:
+    name, (width, scheme, place) = request.param
+    home = site if place == "served" else f"{book.html.as_uri()}/"
+    with opened(browser, f"{home}{name}.html", home, width, scheme) as page:
         page.name, page.scheme = name, scheme
         page.evaluate(
             """() => {
@@ -241,28 +244,20 @@ def test_every_figure_is_drawn_in_the_pages_ink(look):
         assert figure["ground"] == "rgba(0, 0, 0, 0)", "dark mode must not put a white card behind a chart"
 
 
-COLOURS = ["color-contrast", "link-in-text-block"]
-
-
-def rules(look: Any) -> dict:
-    """Which of axe's rules can find what another look has not shown: colours depend on the theme, all else on
-    the width. The front page stands for what the theme adds on a phone to every page."""
-    if look.scheme == "dark":
-        return {"runOnly": {"type": "rule", "values": COLOURS}}
-    if look.viewport_size["width"] == PHONE and look.name != TOC["root"]:
-        return {"rules": {rule: {"enabled": False} for rule in COLOURS}}
-    return {}
-
-
-def test_a_page_passes_axe(look):
-    if look.scheme == "dark" and look.viewport_size["width"] == PHONE:
-        return  # its colours are those of the wide dark page, its layout that of the light phone page
-    options = {"resultTypes": ["violations"], **rules(look)}
-    report = Axe().run(look, options=options).response["violations"]
-    serious = [v for v in report if v["impact"] in ("serious", "critical")]
-    assert not serious, "\n".join(
-        f"{v['id']}: {v['help']}\n  " + "\n  ".join(n["html"][:200] for n in v["nodes"][:5]) for v in serious
-    )
+def test_on_a_phone_a_page_turns_dark_with_the_system(look):
+    if look.viewport_size["width"] != PHONE:
+        return  # the wide page is also loaded dark
+    look.emulate_media(color_scheme="dark")
+    look.scheme = "dark"
+    look.wait_for_function("() => document.documentElement.dataset.theme === 'dark'")
+    test_every_figure_is_drawn_in_the_pages_ink(look)
+    test_all_maths_is_typeset(look)
+    test_a_page_does_not_scroll_sideways(look)
+    test_a_page_asks_no_other_host_for_anything(look)
+    test_a_page_has_nothing_to_complain_about(look)
+    look.emulate_media(color_scheme="light")
+    look.scheme = "light"
+    look.wait_for_function("() => document.documentElement.dataset.theme === 'light'")
 
 
 # --- the controls --------------------------------------------------------------------------------------
@@ -319,25 +314,6 @@ def tells_its_number(widget: Any, control: Any) -> bool:
     return any(isinstance(s, int | float) and abs(s - float(value)) < 1e-9 for s in signals)
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
-def test_every_control_moves_its_figure_by_keyboard_and_tells_its_number(browser, site, name):
-    with opened(browser, f"{site}{name}.html", site) as page:
-        stuck, untold = [], []
-        for widget in page.query_selector_all(EXPLORERS):
-            for control in widget.query_selector_all(CONTROLS):
-                words = control.evaluate("(c) => (c.closest('.book-row') ?? c).innerText")
-                if not moves(page, widget, control):
-                    to_the_end(page, widget, control)
-                    if not moves(page, widget, control):
-                        stuck.append(words)
-                if not tells_its_number(widget, control):
-                    untold.append(words)
-        assert stuck == []
-        assert untold == []
-        assert page.watch.problems == []
-        assert page.watch.requests_elsewhere == []
-
-
 def test_controls_are_named_and_large_enough_for_fingers(look):
     if (look.viewport_size["width"], look.scheme) != (PHONE, "light"):
         return  # names do not depend on the look, nor sizes on the theme; on a phone there are fingers
@@ -357,6 +333,89 @@ def test_controls_are_named_and_large_enough_for_fingers(look):
         assert control["height"] >= 44, control
 
 
+def test_every_control_moves_its_figure_by_keyboard_and_tells_its_number(look):
+    if (look.viewport_size["width"], look.scheme) != (WIDE, "light"):
+        return  # what a control does depends neither on the width nor on the theme
+    stuck, untold = [], []
+    for widget in look.query_selector_all(EXPLORERS):
+        for control in widget.query_selector_all(CONTROLS):
+            words = control.evaluate("(c) => (c.closest('.book-row') ?? c).innerText")
+            if not moves(look, widget, control):
+                to_the_end(look, widget, control)
+                if not moves(look, widget, control):
+                    stuck.append(words)
+            if not tells_its_number(widget, control):
+                untold.append(words)
+    assert stuck == []
+    assert untold == []
+    assert look.watch.problems == []
+    assert look.watch.requests_elsewhere == []
+
+
+# --- accessibility -------------------------------------------------------------------------------------
+
+
+COLOURS = ["color-contrast", "link-in-text-block"]
+
+# Leaves what can have a colour of its own.  Of what is drawn axe cannot tell the contrast: glyphs of MathJax
+# are no text to it, text in SVG has no ground.  Of thousands of tokens of code, one of each kind is enough.
+ONE_OF_A_KIND = """() => {
+  const seen = new Set();
+  const clear = (e) => ["transparent", "rgba(0, 0, 0, 0)"].includes(getComputedStyle(e).backgroundColor);
+  const others = [...document.querySelectorAll(".highlight span:not(:has(*))")].filter((token) => {
+    let ground = token;
+    while (clear(ground) && ground.parentElement) ground = ground.parentElement;
+    const { color, fontSize, fontWeight } = getComputedStyle(token);
+    const under = getComputedStyle(ground).backgroundColor;
+    const kind = [token.className, color, fontSize, fontWeight, under].join();
+    return seen.has(kind) || !seen.add(kind);
+  });
+  others.forEach((token) => token.remove());
+  document.querySelectorAll("mjx-container, svg").forEach((drawn) => drawn.replaceChildren());
+}"""
+
+
+def violations(look: Any, **options: Any) -> list[dict]:
+    # Of what axe would load for rules that are off it is spared the style sheets.
+    options |= {"resultTypes": ["violations"], "preload": {"assets": ["media"]}}
+    return Axe().run(look, options=options).response["violations"]
+
+
+def pale(look: Any) -> list[dict]:
+    look.evaluate(ONE_OF_A_KIND)
+    return violations(look, runOnly={"type": "rule", "values": COLOURS})
+
+
+def test_pale_text_and_a_pale_token_are_found(browser, site):
+    with opened(browser, f"{site}reproduce.html", site) as page:
+        assert page.evaluate(
+            """() => {
+              const tokens = [...document.querySelectorAll(".highlight span:not(:has(*))")];
+              const last = tokens.findLast((token) => token.textContent.trim());
+              for (const e of [last, document.querySelector("article p")]) e.style.color = "#ccc";
+              return tokens.length;
+            }"""
+        )
+        (found,) = pale(page)
+        assert (found["id"], len(found["nodes"])) == ("color-contrast", 2)
+
+
+def test_a_page_passes_axe(look):
+    """Colours depend on the theme, all else on the width.  The last test of a look: it takes the page apart.
+
+    The front page stands for what the width changes in the colours of every page.
+    """
+    found = []
+    if look.scheme == "light":
+        found += violations(look, rules={rule: {"enabled": False} for rule in COLOURS})
+    if look.viewport_size["width"] == WIDE or look.name == TOC["root"]:
+        found += pale(look)
+    serious = [v for v in found if v["impact"] in ("serious", "critical")]
+    assert not serious, "\n".join(
+        f"{v['id']}: {v['help']}\n  " + "\n  ".join(n["html"][:200] for n in v["nodes"][:5]) for v in serious
+    )
+
+
 # --- the book as a whole -------------------------------------------------------------------------------
 
 
@@ -369,16 +428,6 @@ def test_search_works_without_a_network(browser, site):
         page.get_by_text("did not match any documents").wait_for()
 
 
-@pytest.mark.parametrize("name", CHAPTERS)
-def test_the_book_can_be_read_from_disk(browser, book, name):
-    """Readers open the folder that `jupyter-book build .` names: there, browsers refuse ES modules."""
-    home = book.html.as_uri()
-    with opened(browser, f"{home}/{name}.html", home) as page:
-        assert page.watch.problems == []
-        assert page.watch.requests_elsewhere == []
-        assert page.query_selector_all("mjx-container")
-
-
 def test_the_theme_can_be_switched_by_hand(browser, site):
     with opened(browser, f"{site}{CHAPTERS[0]}.html", site) as page:
         figure = page.query_selector("svg.marks text")
@@ -389,6 +438,46 @@ def test_the_theme_can_be_switched_by_hand(browser, site):
         while page.evaluate("document.documentElement.dataset.theme") != "dark":
             page.click(".theme-switch-button")
         assert figure is None or figure.evaluate(ink) != before
+
+
+# Every entry that MathJax's menu still has, chosen once; says where formulas are no longer shown afterwards.
+MENU_ENTRIES = """async () => {
+  const entries = (menu) => menu.items.flatMap((item) => (item.submenu ? entries(item.submenu) : [item]));
+  const shown = () => document.querySelectorAll("article .math mjx-math").length;
+  const { menu } = MathJax.startup.document.menu;
+  const [all, gone, ids] = [shown(), [], []];
+  for (const item of entries(menu)) {
+    // Without an id: a rule. These two open windows, and "Reset" closes the menu, which is not open.
+    if (!item.id || item.disabled || ["Scale", "ZoomNow", "Reset"].includes(item.id)) continue;
+    menu.mathItem = [...MathJax.startup.document.math][0];
+    item.executeAction();
+    await MathJax.startup.promise;
+    ids.push(item.id);
+    if (shown() !== all) gone.push(item.id);
+  }
+  return { all, gone, ids };
+}"""
+
+
+def test_the_menu_of_a_formula_offers_only_what_the_book_has(browser, site):
+    context = browser.new_context()
+    # What a reader of an earlier edition may have chosen.
+    stored = {"explorer": True, "collapsible": True, "renderer": "SVG"}
+    context.add_init_script(f"localStorage.setItem('MathJax-Menu-Settings', '{json.dumps(stored)}')")
+    page = context.new_page()
+    watch = Watch(page, site)
+    page.goto(f"{site}{CHAPTERS[0]}.html", wait_until="load")
+    page.wait_for_function("() => document.documentElement.dataset.maths === 'ready'")
+    # A screen reader gets MathML, hidden beside each formula.
+    spoken = page.locator("article .math mjx-assistive-mml math").count()
+    found = page.evaluate(MENU_ENTRIES)
+    assert found["all"] == spoken > 50
+    assert found["gone"] == []
+    assert {"AssistiveMml", "MathMLcode"} <= set(found["ids"])
+    assert not {"Activate", "Speech", "Collapsible", "SVG"} & set(found["ids"])
+    assert watch.problems == []
+    assert watch.requests_elsewhere == []
+    context.close()
 
 
 # --- the policy ----------------------------------------------------------------------------------------

@@ -353,7 +353,7 @@ def _by_dask(cluster: distributed.LocalCluster, name: str = "toy", **options) ->
 
 
 def test_a_cluster_that_loses_a_worker_makes_the_same_record(monkeypatch, capfd, undisturbed):
-    with _cluster(3, processes=True) as cluster:
+    with _cluster(2, processes=True) as cluster:
 
         def kill() -> str:
             busy = next(state.address for state in cluster.scheduler.workers.values() if state.processing)
@@ -368,7 +368,7 @@ def test_a_cluster_that_loses_a_worker_makes_the_same_record(monkeypatch, capfd,
     assert _table() == undisturbed
     (sitting,) = records.load(NAME).sittings
     assert (sitting["executor"], sitting["device"]["threads_per_run"]) == ("dask", 1)
-    assert 2 <= sitting["workers"] <= 3
+    assert 1 <= sitting["workers"] <= 2
     printed = capfd.readouterr()
     assert printed.out.startswith(f"{NAME}: 6 runs of 2 seeds recorded at smoke scale")
     quiet = [line for line in re.split("[\r\n]", printed.err) if not line.startswith(f"{NAME} (smoke):")]

@@ -58,7 +58,7 @@ def _networks(scale: str, seed: int) -> list[Run]:
     the smallest of the other three."""
     vgg = {"name": "vgg", "config": "A"}
     sizes: dict[str, Any] = {
-        "smoke": {"dataset": "digits", "model": {"name": "digit_cnn"}, "steps": 30, "size": 256},
+        "smoke": {"dataset": "digits", "model": {"name": "digit_cnn"}, "steps": 20, "size": 256},
         "laptop": {"dataset": "cifar10", "model": {**vgg, "width": 0.25}, "steps": 300, "size": 2048},
         "paper": {"dataset": "cifar10", "model": {**vgg, "width": 1.0}, "steps": 15000, "size": 10000},
     }[scale]
@@ -95,7 +95,7 @@ DEEP: dict[str, tuple[dict[str, Any], str, str]] = {
 def _depth(scale: str, seed: int) -> list[Run]:
     """Depth counts hidden layers or blocks; a residual block has two linear layers."""
     sizes: dict[str, Any] = {
-        "smoke": {"dataset": "digits", "depths": (2, 8), "width": 32, "steps": 20, "batch_size": 64},
+        "smoke": {"dataset": "digits", "depths": (2, 8), "width": 32, "steps": 10, "batch_size": 64},
         "laptop": {"dataset": "mnist", "depths": (5, 20, 50), "width": 64, "steps": 200, "batch_size": 64},
         "paper": {
             "dataset": "cifar10",

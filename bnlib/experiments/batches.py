@@ -62,7 +62,7 @@ def _fully_connected(scale: str, seed: int) -> list[Run]:
     if scale == "smoke":
         model = {"name": "mlp", "depth": 2, "width": 32}
         probe = {"size": 256, "many": 128}
-        return _sizes(ARMS, seed, [2, 8, 32], 640, probe, dataset="digits", model=model)
+        return _sizes(ARMS, seed, [2, 8, 32], 192, probe, dataset="digits", model=model)
     sizes, images = [2, 4, 8, 16, 32, 128], {"laptop": 25600, "paper": 614_400}[scale]
     return _sizes(ARMS, seed, sizes, images, {"size": 2048}, dataset="mnist", model=model)
 
@@ -72,7 +72,7 @@ def _convolutional(scale: str, seed: int) -> list[Run]:
     if scale == "smoke":
         model = {"name": "digit_cnn", "width": 8}
         probe = {"size": 256, "many": 128}
-        return _sizes(arms, seed, [2, 8, 32], 640, probe, dataset="digits", model=model)
+        return _sizes(arms, seed, [2, 8, 32], 192, probe, dataset="digits", model=model)
     sizes, images, width = {
         "laptop": ([2, 8, 32], 12800, 0.125),
         "paper": ([2, 4, 8, 16, 32], 1_024_000, 1.0),

@@ -32,7 +32,7 @@ def _run(arm: str, seed: int, problem: str, factors: tuple[str, ...], **settings
 
 def _least_squares(scale: str, seed: int) -> list[Run]:
     d, conditions, steps, quotients = {
-        "smoke": (10, [10, 100], 2000, [10]),
+        "smoke": (10, [10, 100], 500, [10]),
         "laptop": (10, [10, 50, 100, 1000], 20_000, [3, 10, 30]),
         "paper": (100, [10, 50, 100, 1000, 10_000], 200_000, [3, 10, 30, 100]),
     }[scale]
@@ -51,7 +51,7 @@ def _least_squares(scale: str, seed: int) -> list[Run]:
 
 
 def _halfspaces(scale: str, seed: int) -> list[Run]:
-    d, steps = {"smoke": (10, 60), "laptop": (10, 200), "paper": (100, 1000)}[scale]
+    d, steps = {"smoke": (10, 20), "laptop": (10, 200), "paper": (100, 1000)}[scale]
     common = {"d": d, "condition": 10, "distance": 1.0, "steps": steps}
 
     def run(arm: str, loss: str, *factors: str, **settings: Any) -> Run:
@@ -70,7 +70,7 @@ def _halfspaces(scale: str, seed: int) -> list[Run]:
 
 def _halfspaces_real(scale: str, seed: int) -> list[Run]:
     common, steps = {
-        "smoke": ({"dataset": "digits", "classes": SMALL_PAIRS, "d": 4}, 100),
+        "smoke": ({"dataset": "digits", "classes": SMALL_PAIRS, "d": 4}, 50),
         "laptop": ({"dataset": "mnist", "classes": PAIRS, "d": 50}, 1000),
         "paper": ({"dataset": "mnist", "classes": PAIRS, "d": 200}, 10_000),
     }[scale]

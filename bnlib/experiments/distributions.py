@@ -45,7 +45,7 @@ def _runs(config: str, layers: list[str], laptop_steps: int) -> Callable[[str, i
     def runs(scale: str, seed: int) -> list[Run]:
         vgg = {"name": "vgg", "config": config}
         common = {
-            "smoke": {**SMOKE, "probes": _probes(["conv1", "conv2"], 5, 10, 10)},
+            "smoke": {**SMOKE, "probes": _probes(["conv1", "conv2"], 5, 20, 20)},
             "laptop": {
                 **LAPTOP,
                 "steps": laptop_steps,

@@ -100,7 +100,7 @@ TRAINED = 0.8  # test accuracy from which a cell counts as trained
 def _robustness(scale: str, seed: int) -> list[Run]:
     rates, gains, depths = (RATES[2:7:2], GAINS[::2], [2, 8]) if scale == "smoke" else (RATES, GAINS, DEPTHS)
     common = {
-        "smoke": {"dataset": "digits", "batch_size": 64, "steps": 40, "eval_every": 40, "loss_every": 10},
+        "smoke": {"dataset": "digits", "batch_size": 64, "steps": 20, "eval_every": 20, "loss_every": 10},
         "laptop": {"dataset": "mnist", "batch_size": 128, "steps": 200, "eval_every": 200, "loss_every": 20},
         "paper": {
             "dataset": "mnist",

@@ -42,7 +42,7 @@ def _vgg(scale: str, seed: int) -> list[Run]:
             "model": {"name": "mlp", "depth": 6, "width": 32},
             "batch_size": 64,
             "steps": 60,
-            "probes": _probes(10, 30, lengths),
+            "probes": _probes(20, 30, lengths),
         },
         "laptop": {
             "dataset": "cifar10",
@@ -87,7 +87,8 @@ def _linear(scale: str, seed: int) -> list[Run]:
     runs = []
     for arm, loss, lr in product(("standard", "bn"), ("squared_sum", "squared_mean"), LINEAR_STEPS):
         steps = {"smoke": 40, "laptop": LINEAR_STEPS[lr], "paper": 10000}[scale]
-        probes = _probes(max(1, steps // 60), steps // 2, lengths, layers=layers)
+        every = 10 if scale == "smoke" else steps // 60
+        probes = _probes(every, steps // 2, lengths, layers=layers)
         settings = {**ARMS[arm], **common, "lr": lr, "loss": loss, "steps": steps, "probes": probes}
         runs.append(Run(arm, seed, settings, ("loss", "lr")))
     return runs

@@ -49,7 +49,7 @@ def _vgg(scale: str, seed: int) -> list[Run]:
             "model": {"name": "digit_cnn"},
             "batch_size": 64,
             "steps": 60,
-            "probes": _probes(10, 30, ["conv1", "conv2"]),
+            "probes": _probes(20, 30, ["conv1", "conv2"]),
         },
         "laptop": {
             **images,
@@ -70,8 +70,7 @@ def _vgg(scale: str, seed: int) -> list[Run]:
 
 
 def _linear(scale: str, seed: int) -> list[Run]:
-    steps = {"smoke": 40, "laptop": 2000, "paper": 10000}[scale]
-    every = max(1, steps // 50)
+    steps, every = {"smoke": (40, 8), "laptop": (2000, 40), "paper": (10000, 200)}[scale]
     common = {
         "dataset": {"n": 1000, "width": 10},
         "model": {"name": "deep_linear", "depth": 6 if scale == "smoke" else 25, "width": 10},

@@ -49,7 +49,7 @@ def _vgg(scale: str, seed: int) -> list[Run]:
             "batch_size": 64,
             "steps": 40,
             "eval_every": 20,
-            "probes": _probes(5, 20, ["conv1", "conv2"], [8, 32, 64]),
+            "probes": _probes(10, 20, ["conv1", "conv2"], [8, 32, 64]),
         },
         "laptop": {
             **images,
@@ -72,7 +72,7 @@ def _vgg(scale: str, seed: int) -> list[Run]:
 
 
 def _linear(scale: str, seed: int) -> list[Run]:
-    steps = {"smoke": 40, "laptop": 2000, "paper": 10000}[scale]
+    steps, every = {"smoke": (40, 10), "laptop": (2000, 100), "paper": (10000, 500)}[scale]
     common = {
         "dataset": {"n": 1000, "width": 10},
         "model": {"name": "deep_linear", "depth": 6 if scale == "smoke" else 25, "width": 10},
@@ -84,8 +84,8 @@ def _linear(scale: str, seed: int) -> list[Run]:
         "steps": steps,
         "loss_every": max(1, steps // 200),
         "probes": {
-            "landscape": {"every": max(1, steps // 20), "factors": landscape.LINEAR_FACTORS},
-            "relative_landscape": {"every": max(1, steps // 20), "lengths": LENGTHS},
+            "landscape": {"every": every, "factors": landscape.LINEAR_FACTORS},
+            "relative_landscape": {"every": every, "lengths": LENGTHS},
         },
     }
     return [Run(arm, seed, {**norm, **common}) for arm, norm in ARMS.items()]

@@ -26,8 +26,8 @@ SMOKE = {
     "dataset": "digits",
     "model": {"name": "digit_cnn"},
     "batch_size": 64,
-    "steps": 60,
-    "eval_every": 10,
+    "steps": 40,
+    "eval_every": 20,
 }
 LAPTOP = {"dataset": "cifar10", "batch_size": 128, "eval_every": 100}
 PAPER = {"dataset": "cifar10", "batch_size": 128, "steps": 15000, "eval_every": 500}
@@ -46,7 +46,7 @@ def _probes(layers: list[str], moments: int, shift: int, size: int = 512) -> dic
 def _noise(scale: str, seed: int) -> list[Run]:
     layers = ["conv2", "conv5", "conv8"]
     common = {
-        "smoke": {**SMOKE, "probes": _probes(["conv1", "conv2"], 2, 10, 256)},
+        "smoke": {**SMOKE, "probes": _probes(["conv1", "conv2"], 5, 20, 256)},
         "laptop": {
             **LAPTOP,
             "steps": 1000,
@@ -61,8 +61,9 @@ def _noise(scale: str, seed: int) -> list[Run]:
 
 
 def _strength(scale: str, seed: int) -> list[Run]:
+    strengths = [0.0, 1.0, 4.0] if scale == "smoke" else STRENGTHS
     common = {
-        "smoke": {**SMOKE, "probes": {"training_mode_accuracy": {"every": 10, "size": 256}}},
+        "smoke": {**SMOKE, "probes": {"training_mode_accuracy": {"every": 20, "size": 256}}},
         "laptop": {
             **LAPTOP,
             "steps": 600,
@@ -82,7 +83,7 @@ def _strength(scale: str, seed: int) -> list[Run]:
             {**ARMS[arm], **common, "init": "glorot_uniform", "lr": 0.1, "noise": noise},
             ("noise",),
         )
-        for arm, noise in product(("noisy_bn", "noisy_standard"), STRENGTHS)
+        for arm, noise in product(("noisy_bn", "noisy_standard"), strengths)
     ]
 
 

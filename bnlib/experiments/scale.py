@@ -44,7 +44,7 @@ def _effective(scale: str, seed: int) -> list[Run]:
             "model": {"name": "digit_cnn"},
             "steps": 60,
             "eval_every": 20,
-            "probes": {"turning": {"every": 5}},
+            "probes": {"turning": {"every": 10}},
         },
         "laptop": {**images, "steps": 1000, "eval_every": 250, "probes": {"turning": {"every": 20}}},
         "paper": {
@@ -68,7 +68,7 @@ def _effective(scale: str, seed: int) -> list[Run]:
 
 
 def _any_rate(scale: str, seed: int) -> list[Run]:
-    steps = {"smoke": 40, "laptop": 1000, "paper": 10000}[scale]
+    steps, every = {"smoke": (40, 10), "laptop": (1000, 20), "paper": (10000, 200)}[scale]
     common = {
         "dataset": "digits",
         "model": {"name": "mlp", "depth": 3, "width": 16 if scale == "smoke" else 32},
@@ -77,7 +77,7 @@ def _any_rate(scale: str, seed: int) -> list[Run]:
         "lr": 0.1,
         "steps": steps,
         "loss_every": max(1, steps // 200),
-        "probes": {"turning": {"every": max(1, steps // 50)}},
+        "probes": {"turning": {"every": every}},
     }
     rates = RATES[::2] if scale == "smoke" else RATES
     return [
@@ -117,10 +117,10 @@ def _spectrum(scale: str, seed: int) -> list[Run]:
 
 
 def _edge(scale: str, seed: int) -> list[Run]:
-    dataset, images, steps, width = {
-        "smoke": ("digits", 256, 40, 8),
-        "laptop": ("mnist", 1000, 2000, 32),
-        "paper": ("cifar10", 5000, 10000, 200),
+    dataset, images, steps, moments, width = {
+        "smoke": ("digits", 256, 40, 5, 8),
+        "laptop": ("mnist", 1000, 2000, 30, 32),
+        "paper": ("cifar10", 5000, 10000, 30, 200),
     }[scale]
     common = {
         "dataset": dataset,
@@ -133,7 +133,7 @@ def _edge(scale: str, seed: int) -> list[Run]:
         "steps": steps,
         "probes": {
             "hessian_spectrum": {
-                "every": max(1, steps // 30),
+                "every": steps // moments,
                 "steps": 12,
                 "draws": 1,
                 "top": 2,

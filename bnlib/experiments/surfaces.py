@@ -41,8 +41,8 @@ def _surfaces(scale: str, seed: int) -> list[Run]:
         "smoke": (
             {"dataset": "digits", "model": {"name": "digit_cnn"}, "batch_size": 64, "size": 256},
             40,
-            7,
-            3,
+            5,
+            2,
         ),
         "laptop": ({**images, "model": {"name": "vgg", "config": "A", "width": 0.125}}, 400, 21, 10),
         "paper": ({**images, "model": {"name": "vgg", "config": "A", "width": 1.0}}, 15000, 41, 10),

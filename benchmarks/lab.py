@@ -73,7 +73,7 @@ THREE = Lab("three networks", ("none", "batch", "batch"), "every=10", 4)
 NOISY = Lab("three networks, one of them noisy", ("none", "batch", "noisy_batch"), "every=10", 4)
 ALONE, PROBED, PLAIN = "**the lab**", "the lab, probes every 10 steps", "the lab in plain JavaScript"
 QUERIES = {ALONE: "every=0", PROBED: "every=10", PLAIN: "every=0&plain=1"}
-LABS = [THREE, NOISY, *(Lab(title, (norm,), query, 1.5) for title, query in QUERIES.items() for norm in BOTH)]
+LABS = [THREE, NOISY, *(Lab(title, (norm,), query, 4) for title, query in QUERIES.items() for norm in BOTH)]
 
 ENGINES = [
     Peer("its engine alone", "engine.html?backend=wasm"),

@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from bnlib import machine, together, training
 from bnlib.data import Dataset
@@ -147,6 +146,8 @@ def operations(settings: Mapping[str, Any]) -> float:
 
 @cache
 def _operations_per_image(network: str) -> int:
+    from torch.utils.flop_counter import FlopCounterMode  # brings half a second of other imports
+
     plain = {"norm": "none", "where": "nowhere", "init": "glorot_uniform"}
     model, dataset, _ = training.prepare({**json.loads(network), **plain}, seed=0)
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -185,6 +185,7 @@ def read(browser: Browser, address: str, sent: list[int]) -> Reading:
 def drag(page: Page, control: Any) -> list[float]:
     """Drag a slider through its range; returns the milliseconds from each event to the frame it changed."""
     control.scroll_into_view_if_needed()
+    page.wait_for_timeout(200)  # a figure that has come near begins to be drawn, and may move the slider
     page.wait_for_function("() => document.documentElement.dataset.charts === 'ready'")
     control.evaluate(TIMED)
     box = control.bounding_box()

@@ -71,7 +71,7 @@ def behind_batch_norm_chart(frame: pd.DataFrame) -> alt.LayerChart:
         sort=[row["line"] for row in rows],
         axis=alt.Axis(grid=True, ticks=False, labelLimit=180, labelOverlap=False),
     )
-    title = "Accuracy, points from batch norm"
+    title = "Points from batch norm"  # short enough for a phone
 
     def across(field: str) -> alt.X:
         return alt.X(field, title=title, scale=alt.Scale(zero=True), axis=alt.Axis(tickCount=5))
@@ -95,6 +95,6 @@ def behind_batch_norm_chart(frame: pd.DataFrame) -> alt.LayerChart:
         .properties(
             width="container",
             height=21 * len(rows),
-            description=f"{title}, one dot per seed, within each experiment. Medians: {told}.",
+            description=f"Accuracy, points from batch norm, one dot per seed, within each experiment. Medians: {told}.",
         )
     )

@@ -95,6 +95,9 @@ def behind_batch_norm_chart(frame: pd.DataFrame) -> alt.LayerChart:
         .properties(
             width="container",
             height=21 * len(rows),
-            description=f"Accuracy, points from batch norm, one dot per seed, within each experiment. Medians: {told}.",
+            description=(
+                "Accuracy, points from batch norm, one dot per seed, within each experiment. "
+                f"Medians: {told}."
+            ),
         )
     )

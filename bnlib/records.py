@@ -397,15 +397,16 @@ def recording_lock(name: str, scale: str) -> Iterator[None]:
     path = root() / name / f"{scale}.lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
+        # A file that merely exists, filelock's way where the system has no locks, would outlive a kill.
+        lock = FileLock(path, fallback_to_soft=False)
         lock.acquire(timeout=0)
     except Timeout:
         raise RecordError(
             f"another process is recording {name} at {scale} scale: wait for it or stop it"
         ) from None
     except OSError as error:
-        raise _unwritable(path, error) from None
-    except RuntimeError:  # filelock's word where the file system has no locks
+        if error.errno != errno.ENOSYS:
+            raise _unwritable(path, error) from None
         raise RecordError(
             f"the file system of {path.parent} knows no locks: set BNLIB_RECORDS to a folder on another one"
         ) from None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 from dataclasses import replace
 from pathlib import Path
 
-import filelock
 import pytest
 
 from bnlib import executors, experiments, launches, recording, records
@@ -380,9 +381,9 @@ def test_verify_counts_the_runs_of_other_code(studio, monkeypatch, capsys):
 def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("BNLIB_RECORDS", str(tmp_path))
 
-    def refused(lock: filelock.FileLock, timeout: float) -> None:
-        raise NotImplementedError("FileSystem does not appear to support flock")
+    def refused(file: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
-    monkeypatch.setattr(filelock.FileLock, "acquire", refused)
+    monkeypatch.setattr(fcntl, "flock", refused)
     with pytest.raises(RecordError, match="knows no locks"), records.recording_lock("training", "smoke"):
         pass

@@ -130,6 +130,7 @@ def perform(launch: Launch, conditions: Conditions, tick: Tick) -> list[Outcome]
     """
     for name in datasets(launch.runs):
         check_data(name, conditions.data[name])
+    machine.keep_freed_memory()
     return _perform(launch.runs, conditions, tick)
 
 

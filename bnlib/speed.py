@@ -218,6 +218,7 @@ def _steps_per_second(
     settings: Mapping[str, Any], images: Dataset | None, how: How, device: str, window: float
 ) -> float:
     """Steps of a network per second in this process, counted for `window` seconds after the first."""
+    machine.keep_freed_memory()  # as the runs do
     try:
         update, size = _update(settings, images, how, device)
         stream = torch.arange(how.together * size, device=device).view(how.together, size) % (IMAGES * size)

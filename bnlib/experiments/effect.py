@@ -63,7 +63,7 @@ def _training(scale: str, seed: int) -> list[Run]:
 def _replication(scale: str, seed: int) -> list[Run]:
     common = {
         "smoke": SMOKE_CNN,
-        "laptop": {**LAPTOP_VGG, "steps": 2000},
+        "laptop": {**LAPTOP_VGG, "steps": 1500},
         "paper": {**PAPER_VGG, "steps": 15000},
     }[scale]
     arms = {"standard": {}, "bn_after_4": {"where": [2]} if scale == "smoke" else {}, "bn": {}}

@@ -292,7 +292,8 @@ def _download(name: str, root: Path, allowed: bool) -> tuple[Arrays, Path]:
         root.mkdir(parents=True, exist_ok=True)
         from filelock import FileLock
 
-        lock = FileLock(root / f"{name}.lock")
+        # No file that merely exists, filelock's way where the system has no locks: it would outlive a kill.
+        lock = FileLock(root / f"{name}.lock", fallback_to_soft=False)
         lock.acquire()
     try:
         if found := _find(name, root):  # another process was faster
@@ -401,8 +402,7 @@ def _reading(path: Path) -> Iterator[None]:
 def _writing(title: str, root: Path, here: str) -> Iterator[None]:
     try:
         yield
-    # RuntimeError: the file system knows no locks.
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         raise DataError(
             f"{title} is not in {root} and cannot be downloaded to it ({_reason(error)}): {here}, or set "
             "BNLIB_DATA to a folder that you can write to."

@@ -1,5 +1,7 @@
 """bnlib.data on small data sets made here: no network, and no real MNIST or CIFAR-10, is ever used."""
 
+import errno
+import fcntl
 import gzip
 import hashlib
 import http.client
@@ -785,6 +787,17 @@ def test_killed_download_never_poses_as_a_data_set(tmp_path, monkeypatch):
     fake_download(monkeypatch, lambda self: write_mnist(self.root, small((28, 28))))
     assert len(load("mnist", root=tmp_path).x_train) == 40
     assert leftovers(tmp_path) == ["MNIST"]
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def refused(file: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    fake_download(monkeypatch, lambda self: write_mnist(self.root, small((28, 28))))
+    said = refusal("mnist", root=tmp_path)
+    assert "MNIST is not in" in said and "unction not implemented" in said, said
+    assert "MNIST" not in leftovers(tmp_path)
 
 
 def test_two_at_once_download_once(tmp_path, monkeypatch):

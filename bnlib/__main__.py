@@ -1,4 +1,4 @@
-"""The command line: `bnlib list | run | verify | claims | execute`."""
+"""The command line: `bnlib list | run | verify | repeat | claims | execute`."""
 
 from __future__ import annotations
 
@@ -92,6 +92,21 @@ def _parser() -> argparse.ArgumentParser:
         "verify", help="check every record against its checksums and its declaration"
     )
     verifier.set_defaults(command=_verify)
+
+    repeater = commands.add_parser("repeat", help="do some recorded runs again and compare every number")
+    repeater.add_argument("names", nargs="*", metavar="NAME", help="an experiment (default: all recorded)")
+    repeater.add_argument("--scale", choices=SCALES, help="of the records (default: each one's best)")
+    repeater.add_argument(
+        "--runs", type=_positive, default=1, metavar="N", help="of each record, drawn at random (default: 1)"
+    )
+    repeater.add_argument(
+        "--pick", type=int, default=0, metavar="N", help="another number draws others (default: 0)"
+    )
+    repeater.add_argument("--device", choices=("cpu", "cuda"), help="default: a GPU if there is one")
+    repeater.add_argument(
+        "--workers", type=_positive, metavar="N", help="processes on a CPU (default: one per core)"
+    )
+    repeater.set_defaults(command=_repeat, extra="[compute]")
 
     judge = commands.add_parser("claims", help="the scoreboard: every claim and its verdict")
     judge.add_argument("--json", action="store_true", help="as JSON")
@@ -197,6 +212,32 @@ def _code_news(record: records.Record) -> str:
     older = sum(record.sittings[run["sitting"]]["source_sha256"] != now for run in record.runs)
     some = f" {older} of {len(record.runs)} runs" if older < len(record.runs) else ""
     return f", the code has changed since{some}" if older else ""
+
+
+def _repeat(options: argparse.Namespace) -> int:
+    known = [name for name, scale in records.recorded() if options.scale in (None, scale)]
+    names = [experiments.find(name).name for name in options.names] or known
+    if not names:
+        print(f"no records in {records.root()}")
+        return 0
+    from bnlib import repeating  # torch: only when there is something to do
+
+    done = []
+    for repeat in repeating.repeat(
+        names,
+        options.scale,
+        runs=options.runs,
+        pick=options.pick,
+        workers=options.workers,
+        device=options.device,
+    ):
+        repeating.tqdm.write(str(repeat))
+        done.append(repeat)
+    same = sum(not repeat.difference.unequal for repeat in done)
+    rounded = sum(repeat.difference.apart is None for repeat in done) - same
+    apart = len(done) - same - rounded
+    print(f"{len(done)} runs again: {same} the same bits, {rounded} rounded otherwise, {apart} apart")
+    return 0 if all(repeat.good for repeat in done) else 1
 
 
 def _claims(options: argparse.Namespace) -> int:

@@ -109,11 +109,11 @@ DISPLAY = {"experiments", "claims", "charts", "explorables", "widgets", "lab_ima
 COMPUTE = {
     *("data", "norms", "lp_norms", "alternative_norms", "noise", "models", "theory"),
     *("probes", "training", "identities", "invariances", "directions", "signal_propagation"),
-    *("surfaces", "together", "updates", "speed", "launches", "executors", "recording"),
+    *("surfaces", "together", "updates", "speed", "launches", "executors", "recording", "repeating"),
 }
 ENTRANCE = {"__init__", "__main__"}
-# The one crossing: recording runs the experiments that the display side declares.
-CROSSINGS = {("recording", "experiments")}
+# The one crossing: what the display side declares is run, and run again.
+CROSSINGS = {("recording", "experiments"), ("repeating", "experiments")}
 
 MODULES = sorted((ROOT / "bnlib").rglob("*.py"))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from bnlib import data, executors, launches, machine, records
+from bnlib import data, executors, launches, machine, records, speed
 from bnlib.experiments import find
 from bnlib.launches import Conditions, Launch, Outcome
 from bnlib.records import Record, RecordError, Row
@@ -95,8 +95,8 @@ def repeat(
     """
     chosen = [_chosen(records.load(name, scale), runs, pick) for name in dict.fromkeys(names)]
     fingerprints = _fingerprints(chosen)
-    work = _by_how(chosen)
     with executors.opened(None, device=device, workers=workers, scheduler=None) as place:
+        work = _by_how(chosen, place.device)
         sent = {how: _launches(parts, how) for how, parts in work.items()}
         total = sum(launch.steps for several in sent.values() for launch in several)
         with tqdm(total=total, unit="step", desc="again", disable=not progress) as bar:
@@ -162,13 +162,12 @@ def _sitting(record: Record, run: Run) -> Mapping[str, Any]:
     return record.sittings[next(kept["sitting"] for kept in record.runs if kept["digest"] == run.digest)]
 
 
-def _how(record: Record, run: Run) -> How:
+def _how(record: Record, run: Run, device: str) -> How:
     try:
-        return How(**_sitting(record, run).get("how", {}))
+        return speed.usable(How(**_sitting(record, run).get("how", {})), device)
     except (TypeError, ValueError) as error:
-        raise RecordError(
-            f"{record.name}/{record.scale} was computed in a way unknown here: {error}"
-        ) from None
+        told = f"{record.name}/{record.scale} was computed in a way that this machine does not know"
+        raise RecordError(f"{told}: {str(error).removesuffix('.')}") from None
 
 
 def _fingerprints(chosen: Iterable[Part]) -> dict[str, str]:
@@ -187,24 +186,28 @@ def _fingerprints(chosen: Iterable[Part]) -> dict[str, str]:
     return found
 
 
-def _by_how(chosen: Iterable[Part]) -> dict[How, list[Part]]:
+def _by_how(chosen: Iterable[Part], device: str) -> dict[How, list[Part]]:
     """The same, apart by the way in which the runs were computed."""
     work: dict[How, dict[str, Part]] = {}
     for record, several in chosen:
         for run in several:
-            parts = work.setdefault(_how(record, run), {})
+            parts = work.setdefault(_how(record, run, device), {})
             parts.setdefault(record.name, (record, []))[1].append(run)
     return {how: list(parts.values()) for how, parts in work.items()}
 
 
-def _launches(parts: Iterable[Part], how: How) -> list[Launch]:
-    """What has to be done for these runs: with `how.together`, the seeds that were trained together then."""
-    return [
-        launch
-        for record, several in parts
-        for launch in launches.grouped(find(record.name).all_runs(record.scale, record.seeds), how.together)
-        if {run.digest for run in several} & {run.digest for run in launch.runs}
-    ]
+def _launches(parts: Sequence[Part], how: How) -> list[Launch]:
+    """What has to be done for these runs, each once, even if two experiments declare it; with
+    `how.together`, the seeds that were trained together then."""
+    left = {run.digest for _, several in parts for run in several}
+    found = []
+    for record, _ in parts:
+        for launch in launches.grouped(find(record.name).all_runs(record.scale, record.seeds), how.together):
+            members = {run.digest for run in launch.runs}
+            if left & members:
+                found.append(launch)
+                left -= members
+    return found
 
 
 def _repeat(record: Record, outcome: Outcome, versions: Mapping[str, str]) -> Repeat:

@@ -114,6 +114,29 @@ def test_the_pick_chooses_and_chooses_the_same_again():
     assert all(len(runs) == 2 for runs in drawn)
 
 
+def test_what_two_experiments_declare_is_done_once(monkeypatch):
+    _record()
+    twin = Experiment("twin", "A twin", "00-toy", "Again?", _runs, {"smoke": 3})
+    monkeypatch.setitem(experiments.EXPERIMENTS, "twin", twin)
+    recording.record("twin", "smoke", workers=1, device="cpu", progress=False)
+    done = []
+    real = repeating.executors.launches.perform
+    monkeypatch.setattr(
+        repeating.executors.launches,
+        "perform",
+        lambda launch, *rest: done.append(launch) or real(launch, *rest),
+    )
+    options = {"workers": 1, "device": "cpu", "progress": False, "runs": 2}
+    found = list(repeating.repeat(["toy", "twin"], **options))
+    assert sorted((repeat.name, repeat.difference.unequal) for repeat in found) == [
+        ("toy", 0),
+        ("toy", 0),
+        ("twin", 0),
+        ("twin", 0),
+    ]
+    assert len(done) == 2
+
+
 def test_seeds_that_were_trained_together_are_again(monkeypatch):
     _record(how="together=3")
     (sitting,) = records.load("toy").sittings
@@ -174,11 +197,12 @@ def test_other_data_are_refused(monkeypatch):
         _repeat()
 
 
-def test_a_way_of_computing_that_is_unknown_here_is_named():
-    with pytest.raises(RecordError, match="toy/smoke was computed in a way unknown here"):
-        record = _record()
-        record.provenance["sittings"][0]["how"] = {"layout": "sideways"}
-        repeating._how(record, _runs("smoke", 0)[0])
+@pytest.mark.parametrize("how", [{"layout": "sideways"}, {"precision": "tf32"}, {"haste": True}])
+def test_a_way_of_computing_that_is_unknown_here_is_named(how):
+    record = _record()
+    record.provenance["sittings"][0]["how"] = how
+    with pytest.raises(RecordError, match="toy/smoke was computed in a way that this machine does not know"):
+        repeating._how(record, _runs("smoke", 0)[0], "cpu")
 
 
 def test_no_records_and_wrong_names(capsys):

@@ -25,6 +25,9 @@ from bnlib.records import RecordError
 from bnlib.specs import Experiment, Run
 from bnlib.updates import How
 
+# Python 3.12 and later say so of every fork; these processes live for a second, in tests.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
 NAME = "replication"  # three runs of sixty steps per seed
 
 

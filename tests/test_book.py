@@ -489,6 +489,7 @@ def test_the_menu_of_a_formula_offers_only_what_the_book_has(browser, site):
 def test_a_page_has_a_strict_policy_before_its_first_script(book, page):
     text = (book.html / f"{page}.html").read_text(encoding="utf-8")
     assert text.index("Content-Security-Policy") < text.index("<script")
+    assert not book.soup(page).select("link[rel=next], link[rel=prefetch]")  # which Firefox would fetch
     content = book.soup(page).select_one("meta[http-equiv=Content-Security-Policy]")["content"]
     rules = dict(rule.strip().split(" ", 1) for rule in content.split(";"))
     assert rules["default-src"] == rules["base-uri"] == rules["object-src"] == "'none'"

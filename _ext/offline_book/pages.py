@@ -35,6 +35,10 @@ THEBE = re.compile(
     re.DOTALL,
 )
 
+# Firefox fetches the page it names in advance, a whole chapter that nobody has asked for; the policy forbids
+# that, and the console would say so on every page.
+NEXT = re.compile(r'<link rel="next"[^>]*/>\s*')
+
 LAB = re.compile(r'<script\b[^>]*\bsrc="[^"]*lab-images\.js')
 STATE = re.compile(rf'<script type="{re.escape(lab.STATE_TYPE)}">.*?</script>\s*', re.DOTALL)
 
@@ -71,7 +75,7 @@ def finished(page: str, name: str, font_awesome: Path) -> str:
     if name != SEARCH_PAGE:
         for source in SEARCH:
             page = without_script(page, source)
-    page = deferred(THEBE.sub("", page))
+    page = deferred(NEXT.sub("", THEBE.sub("", page)))
     return policy.protected(state_last(page), trains=LAB.search(page) is not None)
 
 

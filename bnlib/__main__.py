@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.command(options)
     except KeyboardInterrupt:
-        print("bnlib: stopped; finished runs are kept, continue with --resume", file=sys.stderr)
+        print(f"bnlib: stopped{options.kept}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `bnlib list | head`
         sys.stderr.close()
@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"bnlib {__version__}")
     parser.set_defaults(extra="")  # what of bnlib a command needs beside the base
+    parser.set_defaults(kept="")  # what an interrupted command leaves to go on with
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     lister = commands.add_parser("list", help="the declared experiments and what is recorded of them")
@@ -86,7 +87,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="auto|plain|KEY=VALUE,...",
         help="how to train (default: as the kept runs, or the fastest by a short measurement)",
     )
-    runner.set_defaults(command=_run, extra="[compute]")
+    kept = "; finished runs are kept, continue with --resume"
+    runner.set_defaults(command=_run, extra="[compute]", kept=kept)
 
     verifier = commands.add_parser(
         "verify", help="check every record against its checksums and its declaration"
@@ -106,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     repeater.add_argument(
         "--workers", type=_positive, metavar="N", help="processes on a CPU (default: one per core)"
     )
-    repeater.set_defaults(command=_repeat, extra="[compute]")
+    repeater.set_defaults(command=_repeat, extra="[compute]", kept="; nothing was written")
 
     judge = commands.add_parser("claims", help="the scoreboard: every claim and its verdict")
     judge.add_argument("--json", action="store_true", help="as JSON")

@@ -214,3 +214,14 @@ def test_no_records_and_wrong_names(capsys):
     assert capsys.readouterr().err.count("\n") == 1
     with pytest.raises(SystemExit):
         main(["repeat", "toy", "--runs", "0"])
+
+
+def test_stopping_it_promises_no_resuming(monkeypatch, capsys):
+    _record()
+
+    def stopped(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(repeating, "compare", stopped)
+    assert main(["repeat", "toy", "--workers", "1", "--device", "cpu"]) == 130
+    assert capsys.readouterr().err.endswith("bnlib: stopped; nothing was written\n")
